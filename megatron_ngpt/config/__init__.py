@@ -1,0 +1,1 @@
+"""The recipe: typed sections (`recipe`), reading them (`load`), the rules between them (`rules`), DeepSpeed's JSON (`deepspeed_json`)."""

@@ -1,0 +1,172 @@
+"""The sections of a recipe. Each key's description is its help text; each default is what a run without the key uses.
+
+Lengths are in tokens, batch sizes in sequences, times in optimiser steps.
+"""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A group of keys: unknown keys are refused, types are strict, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Scale(Section):
+    """A learned scale: effective = stored · init / scale, and stored starts at `scale`."""
+
+    init: float = Field(1.0, description="effective value at the start")
+    scale: float | None = Field(None, gt=0, description="stored value at the start; null = 1/√hidden")
+
+
+class AlphaScale(Scale):
+    """Eigen learning rates start small."""
+
+    init: float = Field(0.05, description="effective value at the start")
+
+
+class FeedForwardScale(Scale):
+    """Scales of the feed-forward's halves are stored as they act."""
+
+    scale: float = Field(1.0, gt=0, description="stored value at the start")
+
+
+class Scales(Section):
+    """The learned scales of nGPT (paper, section 2.5)."""
+
+    alpha: AlphaScale = Field(AlphaScale(), description="eigen learning rates of the attention and feed-forward steps")
+    qk: Scale = Field(Scale(), description="scale of normalised queries and keys")
+    up: FeedForwardScale = Field(FeedForwardScale(), description="scale of the feed-forward's linear half")
+    gate: FeedForwardScale = Field(FeedForwardScale(), description="scale of the feed-forward's gated half")
+    logit: Scale = Field(Scale(), description="scale of each vocabulary entry's logit")
+
+
+class Model(Section):
+    """The shape of the network."""
+
+    arch: Literal["ngpt", "gpt"] = Field("ngpt", description="ngpt: normalized Transformer; gpt: Llama-style baseline")
+    layers: Positive = Field(4, description="number of blocks")
+    hidden: Positive = Field(256, description="width of the residual stream")
+    heads: Positive = Field(4, description="query heads")
+    kv_heads: Positive | None = Field(None, description="key/value heads (grouped-query attention); null = heads")
+    ffn: Positive | None = Field(None, description="width of the feed-forward; null = 4 · hidden")
+    context: Positive = Field(1024, description="tokens a sample trains on")
+    vocab: Positive | None = Field(None, description="vocabulary entries; null = the tokenizer's")
+    rope_base: float = Field(10000.0, gt=0, description="base of the rotary embedding's wavelengths")
+    update: Literal["lerp", "slerp"] = Field("lerp", description="how a block moves the hidden state on the sphere")
+    embedding_shard: Literal["vocab", "hidden"] = Field("vocab", description="axis along which tensor ranks split the input embedding")
+    scales: Scales = Field(Scales(), description="initial values of nGPT's learned scales")
+    residual_dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the hidden state between blocks")
+
+    @property
+    def groups(self) -> int:
+        """Key/value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head."""
+        return self.hidden // self.heads
+
+    @property
+    def ffn_size(self) -> int:
+        """Width of the feed-forward."""
+        return self.ffn or 4 * self.hidden
+
+
+class Parallel(Section):
+    """How the model is cut; data parallel size = world size / (tensor · pipeline)."""
+
+    tensor: Positive = Field(1, description="ranks that share every layer's matrices")
+    pipeline: Positive = Field(1, description="stages the layers are divided over")
+    sequence: bool = Field(False, description="split activations between blocks over the tensor ranks")
+
+
+class Dataset(Section):
+    """One weighted source of tokens."""
+
+    prefix: str = Field(description="path of PREFIX.bin and PREFIX.idx without the suffix; may be a glob")
+    weight: float | None = Field(None, gt=0, description="share in the blend; null = in proportion to tokens")
+    split: float | None = Field(None, gt=0, lt=1, description="under train the first share of the documents, under valid the ones after it; null = the whole")
+    name: str | None = Field(None, description="under valid: name its loss is reported by")
+
+
+class Data(Section):
+    """What is trained on."""
+
+    tokenizer: str = Field(description="path of the SentencePiece model")
+    train: list[Dataset] = Field(min_length=1, description="weighted training datasets")
+    valid: list[Dataset] = Field([], description="validation datasets, each evaluated on its own")
+    document_boundaries: Literal["ignore", "mask"] = Field("ignore", description="mask: attention and positions restart at each document")
+
+
+class Optimizer(Section):
+    """AdamW as in the paper."""
+
+    name: Literal["adamw"] = Field("adamw", description="the optimiser")
+    lr: Rate = Field(15e-4, description="peak learning rate")
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.9, 0.95], min_length=2, max_length=2, description="decay of the first and second moment")
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    weight_decay: Rate = Field(0.0, description="decoupled decay of matrices (scales and norms never decay)")
+    clip: Rate = Field(1.0, description="largest global gradient norm; 0 = no clipping")
+    tangent: bool = Field(False, description="remove each spherical gradient's component along its vector before the update")
+
+
+class Schedule(Section):
+    """The learning rate over time."""
+
+    kind: Literal["cosine", "wsd", "constant"] = Field("cosine", description="cosine: reaches min_lr at decay_steps; wsd: falls over the last decay_steps steps")
+    warmup_steps: NotNegative = Field(0, description="steps of linear warm-up (nGPT needs none)")
+    decay_steps: Positive | None = Field(None, description="null = training.steps")
+    min_lr: Rate = Field(0.0, description="rate at the end of the decay")
+
+
+class Training(Section):
+    """The run."""
+
+    steps: Positive = Field(1000, description="optimiser steps of the whole run")
+    global_batch: Positive = Field(32, description="sequences a step trains on, over all ranks")
+    micro_batch: Positive = Field(4, description="sequences a data rank puts through one forward pass")
+    seed: NotNegative = Field(0, description="fixes the initial model and the order of the data")
+    eval_every: NotNegative = Field(0, description="steps between evaluations; 0 = none")
+    eval_batches: Positive = Field(10, description="global batches an evaluation reads from each validation dataset")
+    log_every: Positive = Field(1, description="steps between lines of metrics.jsonl")
+    output: str = Field(description="run directory")
+    recompute: Literal["none", "full"] = Field("none", description="full: keep only each block's input and recompute the block in backward")
+    compile: bool = Field(False, description="compile each block with torch.compile")
+
+
+class Checkpoint(Section):
+    """What is kept of a run."""
+
+    every: NotNegative = Field(0, description="steps between checkpoints; 0 = one, at the end")
+    keep: Positive = Field(2, description="newest checkpoints that stay on disk")
+    keep_every: NotNegative = Field(0, description="checkpoints whose step is a multiple of this stay for good; 0 = none")
+    initial: str | None = Field(None, description="exported model that training starts from at step 0")
+    resume: str = Field("auto", description="auto: newest good checkpoint of the run directory; never; or the path of a checkpoint")
+
+
+class Recipe(Section):
+    """A whole run in one file."""
+
+    model: Model = Model()
+    parallel: Parallel = Parallel()
+    data: Data
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    training: Training
+    checkpoint: Checkpoint = Checkpoint()
+    deepspeed: str = Field("ds_configs/zero1.json", description="DeepSpeed JSON that owns ZeRO, precision and offload")
+
+
+def scale_start(model: Model, name: str) -> tuple[float, float]:
+    """(effective, stored) value at the start of the learned scale `name` (alpha, qk, up, gate, logit)."""
+    chosen: Scale = getattr(model.scales, name)
+    return chosen.init, chosen.scale if chosen.scale is not None else 1 / math.sqrt(model.hidden)

@@ -1,0 +1,32 @@
+"""The exceptions of the project: a user's mistake is told from a failure at run time, and from a bug, by its type."""
+
+
+class NgptError(Exception):
+    """Base of everything the project raises on purpose; `exit_code` is what a command leaves with."""
+
+    exit_code = 1
+
+
+class ConfigError(NgptError):
+    """A mistake in a recipe, an option or an input file: found before expensive work starts.
+
+    Every problem is one line that names the key, the value and what would be valid; several are told at once.
+    """
+
+    exit_code = 2
+
+    def __init__(self, *problems: str):
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(ConfigError):
+    """A dataset or tokenizer that is missing, damaged or does not fit the recipe."""
+
+
+class CheckpointError(NgptError):
+    """A checkpoint that is missing, incomplete, damaged or belongs to another model."""
+
+
+class TrainingError(NgptError):
+    """Training cannot go on, for example because the loss is not finite."""
