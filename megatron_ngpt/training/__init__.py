@@ -1,0 +1,1 @@
+"""Engine, optimiser, schedule, loop and evaluation: what turns a recipe into a trained model."""
