@@ -1,0 +1,91 @@
+"""Grouped-query causal attention over the tensor ranks, heads divided among them. The two kinds differ in what is done to q and k."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megatron_ngpt.model.blueprint import Blueprint
+from megatron_ngpt.model.rotary import document_positions, rotate, rotation_table
+from megatron_ngpt.model.scales import effective, scale_parameter
+from megatron_ngpt.parallel.linear import ColumnParallelLinear, RowParallelLinear, enter_region, leave_region
+from megatron_ngpt.sphere.geometry import inverse_norm
+
+
+class Attention(nn.Module):
+    """softmax(K^-½ rope(q) rope(k)ᵀ) v, as in Llama; the baseline's attention."""
+
+    def __init__(self, blueprint: Blueprint):
+        super().__init__()
+        model, axis = blueprint.model, blueprint.grid.tensor
+        self.axis, self.sequence, self.rope_base = axis, blueprint.sequence, model.rope_base
+        self.heads, self.groups, self.head_size = model.heads // axis.size, model.groups // axis.size, model.head_size
+        self.q_proj = ColumnParallelLinear(model.hidden, model.heads * model.head_size, axis)
+        self.k_proj = ColumnParallelLinear(model.hidden, model.groups * model.head_size, axis)
+        self.v_proj = ColumnParallelLinear(model.hidden, model.groups * model.head_size, axis)
+        self.o_proj = RowParallelLinear(model.heads * model.head_size, model.hidden, axis)
+        self.softmax_scale = model.head_size**-0.5
+
+    def forward(self, h_BTD: torch.Tensor, documents_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """The attention's output [B, T, D]; `documents` masks attention across documents and restarts positions."""
+        x_BTD = enter_region(h_BTD.to(self.q_proj.weight.dtype), self.axis, self.sequence)
+        q_BTHK = self.q_proj(x_BTD).unflatten(-1, (self.heads, self.head_size))
+        k_BTGK = self.k_proj(x_BTD).unflatten(-1, (self.groups, self.head_size))
+        v_BTGK = self.v_proj(x_BTD).unflatten(-1, (self.groups, self.head_size))
+        cos, sin = self._rotation(x_BTD, documents_BT)
+        q_BTHK, k_BTGK = self.position(q_BTHK, k_BTGK, cos, sin)
+        a_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, self.softmax_scale, documents_BT)
+        return leave_region(self.o_proj(a_BTHK.flatten(-2)), self.axis, self.sequence)
+
+    def position(self, q_BTHK, k_BTGK, cos, sin) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys as the scores use them, in their own dtype."""
+        return rotate(q_BTHK, cos, sin).to(q_BTHK.dtype), rotate(k_BTGK, cos, sin).to(k_BTGK.dtype)
+
+    def _rotation(self, x_BTD: torch.Tensor, documents_BT: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = rotation_table(x_BTD.shape[1], self.head_size, self.rope_base, x_BTD.device)
+        if documents_BT is None:
+            return cos, sin
+        positions = document_positions(documents_BT)
+        return cos[positions], sin[positions]
+
+
+class NormalizedAttention(Attention):
+    """nGPT: queries and keys on the sphere, scaled by s_qk; the scores' scale is √K; α says how far the block moves.
+
+    s_qk² on q alone stands for s_qk on both, and since a rotation keeps lengths, q and k need one factor a head each.
+    """
+
+    def __init__(self, blueprint: Blueprint):
+        super().__init__(blueprint)
+        model = blueprint.model
+        self.qk_scale = scale_parameter(blueprint, "qk", (model.groups, model.head_size), dim=0)
+        self.alpha = scale_parameter(blueprint, "alpha", (model.hidden,))
+        self.softmax_scale = math.sqrt(model.head_size)
+
+    def position(self, q_BTHK, k_BTGK, cos, sin) -> tuple[torch.Tensor, torch.Tensor]:
+        """s_qk² ∘ Norm(rope(q)) and Norm(rope(k))."""
+        squared_HK = effective(self.qk_scale).square().repeat_interleave(self.heads // self.groups, 0)
+        q = rotate(q_BTHK, cos, sin) * inverse_norm(q_BTHK) * squared_HK
+        k = rotate(k_BTGK, cos, sin) * inverse_norm(k_BTGK)
+        return q.to(q_BTHK.dtype), k.to(k_BTGK.dtype)
+
+
+def causal_attention(
+    q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor, scale: float, documents_BT: torch.Tensor | None
+) -> torch.Tensor:
+    """softmax(scale · q kᵀ + mask) v through torch's fused kernels, [B, T, H, K]; each token sees its own document's past only."""
+    mask = None
+    if documents_BT is not None:
+        same = documents_BT.unsqueeze(2) == documents_BT.unsqueeze(1)
+        mask = same.tril_().unsqueeze(1)
+    out = F.scaled_dot_product_attention(
+        q_BTHK.transpose(1, 2),
+        k_BTGK.transpose(1, 2),
+        v_BTGK.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=q_BTHK.shape[2] != k_BTGK.shape[2],
+    )
+    return out.transpose(1, 2)

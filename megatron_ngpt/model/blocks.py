@@ -1,0 +1,91 @@
+"""The two kinds of block: nGPT's, two steps of an optimiser on the sphere, and the baseline's, two residual additions."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from megatron_ngpt.model.attention import Attention, NormalizedAttention
+from megatron_ngpt.model.blueprint import Blueprint, name_parameters
+from megatron_ngpt.model.feed_forward import FeedForward, NormalizedFeedForward
+from megatron_ngpt.model.scales import effective
+from megatron_ngpt.parallel.placement import parameter, place
+from megatron_ngpt.parallel.regions import copy_to_ranks
+from megatron_ngpt.sphere.geometry import lerp_step, slerp_step, unit
+
+
+def shared_by_ranks(replica: torch.Tensor, blueprint: Blueprint) -> torch.Tensor:
+    """A replicated parameter as a rank uses it: where ranks see slices of the sequence, its gradient is the sum of theirs, taken inside
+    backward because ZeRO collects gradients as they appear."""
+    return copy_to_ranks(replica, blueprint.grid.tensor) if blueprint.sequence else replica
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) ∘ weight, in fp32, as Llama's."""
+
+    def __init__(self, blueprint: Blueprint):
+        super().__init__()
+        self.blueprint = blueprint
+        self.weight = parameter(place((blueprint.model.hidden,), blueprint.grid.tensor, None), blueprint.grid.tensor)
+        self.weight.initial = ("constant", 1.0)
+
+    def forward(self, h_BTD: torch.Tensor) -> torch.Tensor:
+        weight = shared_by_ranks(self.weight, self.blueprint)
+        return F.rms_norm(h_BTD.float(), h_BTD.shape[-1:], weight.float(), 1e-6)
+
+
+class Block(nn.Module):
+    """What both kinds share: a number, names, recomputation and compilation. A kind defines `step`."""
+
+    def __init__(self, blueprint: Blueprint, number: int):
+        super().__init__()
+        self.blueprint = blueprint
+        self.build(blueprint)
+        name_parameters(self, f"model.layers.{number}.")
+        self._run = torch.compile(self.step) if blueprint.compile else self.step
+
+    def forward(self, state):
+        """(h [B, T, D], documents [B, T]), or h alone where documents are not masked; returns the same."""
+        h_BTD, documents_BT = state if self.blueprint.mask_documents else (state, None)
+        if self.blueprint.recompute and torch.is_grad_enabled():
+            h_BTD = checkpoint(self._run, h_BTD, documents_BT, use_reentrant=False, preserve_rng_state=False)
+        else:
+            h_BTD = self._run(h_BTD, documents_BT)
+        return (h_BTD, documents_BT) if self.blueprint.mask_documents else h_BTD
+
+
+class NormalizedBlock(Block):
+    """h ← Norm(h + α_A (h_A − h)), then h ← Norm(h + α_M (h_M − h)), or the same along great circles."""
+
+    def build(self, blueprint: Blueprint) -> None:
+        """The block's parts."""
+        self.self_attn = NormalizedAttention(blueprint)
+        self.mlp = NormalizedFeedForward(blueprint)
+        self.move = {"lerp": lerp_step, "slerp": slerp_step}[blueprint.model.update]
+
+    def step(self, h_BTD: torch.Tensor, documents_BT: torch.Tensor | None) -> torch.Tensor:
+        """One block on h [B, T, D], which is on the sphere before and after."""
+        dtype = self.blueprint.residual_dtype
+        h_BTD = self.move(h_BTD, unit(self.self_attn(h_BTD, documents_BT)), self._rates(self.self_attn.alpha)).to(dtype)
+        return self.move(h_BTD, unit(self.mlp(h_BTD)), self._rates(self.mlp.alpha)).to(dtype)
+
+    def _rates(self, alpha: nn.Parameter) -> torch.Tensor:
+        rates = shared_by_ranks(effective(alpha), self.blueprint)
+        return rates.abs()
+
+
+class BaselineBlock(Block):
+    """Pre-norm: h ← h + attention(RMSNorm(h)), then h ← h + feed-forward(RMSNorm(h))."""
+
+    def build(self, blueprint: Blueprint) -> None:
+        """The block's parts."""
+        self.input_layernorm = RMSNorm(blueprint)
+        self.self_attn = Attention(blueprint)
+        self.post_attention_layernorm = RMSNorm(blueprint)
+        self.mlp = FeedForward(blueprint)
+
+    def step(self, h_BTD: torch.Tensor, documents_BT: torch.Tensor | None) -> torch.Tensor:
+        """One block on h [B, T, D]."""
+        dtype = self.blueprint.residual_dtype
+        h_BTD = (h_BTD + self.self_attn(self.input_layernorm(h_BTD), documents_BT)).to(dtype)
+        return (h_BTD + self.mlp(self.post_attention_layernorm(h_BTD))).to(dtype)

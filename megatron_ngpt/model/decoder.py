@@ -1,0 +1,53 @@
+"""One layer list, and its assembly as a plain module; `pipeline.py` assembles the same list over stages."""
+
+import math
+
+import torch
+from torch import nn
+
+from megatron_ngpt.model.blocks import BaselineBlock, NormalizedBlock
+from megatron_ngpt.model.blueprint import Blueprint
+from megatron_ngpt.model.ends import Embedding, Head
+
+Layer = tuple[type[nn.Module], tuple]  # a kind of layer and what its constructor takes
+
+
+def layer_list(blueprint: Blueprint) -> list[Layer]:
+    """Embedding, blocks, head, in order."""
+    block = {"ngpt": NormalizedBlock, "gpt": BaselineBlock}[blueprint.model.arch]
+    blocks = [(block, (blueprint, number)) for number in range(blueprint.model.layers)]
+    return [(Embedding, (blueprint,)), *blocks, (Head, (blueprint,))]
+
+
+class Decoder(nn.Module):
+    """The whole network on every pipeline rank (there is one stage)."""
+
+    def __init__(self, blueprint: Blueprint):
+        super().__init__()
+        self.blueprint = blueprint
+        self.layers = nn.ModuleList(kind(*arguments) for kind, arguments in layer_list(blueprint))
+        describe_parameters(self, blueprint)
+
+    def forward(self, batch) -> torch.Tensor:
+        """Logits [B, T, V] of this tensor rank's vocabulary entries, from tokens [B, T] (or (tokens, documents) under `mask`)."""
+        state = batch
+        for layer in self.layers:
+            state = layer(state)
+        return state
+
+
+def describe_parameters(module: nn.Module, blueprint: Blueprint) -> None:
+    """Say of every matrix how it starts and whether its rows are unit vectors (scales and norms have said how they start).
+
+    nGPT: entries N(0, 1/√d), then every row on the sphere. Baseline: N(0, 0.02), the two projections back into the residual stream
+    divided by √(2 · layers).
+    """
+    model = blueprint.model
+    for parameter in module.parameters():
+        if len(parameter.placement.shape) == 2 and not hasattr(parameter, "initial"):
+            if model.arch == "ngpt":
+                parameter.spherical, deviation = True, 1 / math.sqrt(model.hidden)
+            else:
+                into_residual = parameter.full_name.endswith(("o_proj.weight", "down_proj.weight"))
+                deviation = 0.02 / math.sqrt(2 * model.layers) if into_residual else 0.02
+            parameter.initial = ("normal", deviation)

@@ -1,0 +1,77 @@
+"""The two ends of the network: tokens to hidden states, hidden states to logits, and the loss."""
+
+import torch
+from torch import nn
+
+from megatron_ngpt.model.blocks import RMSNorm
+from megatron_ngpt.model.blueprint import Blueprint, name_parameters
+from megatron_ngpt.model.scales import effective, scale_parameter
+from megatron_ngpt.parallel.linear import enter_region, linear
+from megatron_ngpt.parallel.placement import parameter, place
+from megatron_ngpt.parallel.vocabulary import HiddenParallelEmbedding, VocabularyParallelEmbedding, cross_entropy, padded
+
+
+class Embedding(nn.Module):
+    """Tokens to h [B, T, D] in the residual's dtype."""
+
+    def __init__(self, blueprint: Blueprint):
+        super().__init__()
+        self.blueprint = blueprint
+        kind = {"vocab": VocabularyParallelEmbedding, "hidden": HiddenParallelEmbedding}[blueprint.model.embedding_shard]
+        model = blueprint.model
+        self.embed_tokens = kind(blueprint.vocabulary, model.hidden, blueprint.grid.tensor, blueprint.sequence)
+        name_parameters(self, "model.")
+
+    def forward(self, batch):
+        """(tokens [B, T], documents [B, T]), or tokens alone where documents are not masked; h takes the tokens' place."""
+        tokens_BT, documents_BT = batch if self.blueprint.mask_documents else (batch, None)
+        h_BTD = self.embed_tokens(tokens_BT).to(self.blueprint.residual_dtype)
+        return (h_BTD, documents_BT) if self.blueprint.mask_documents else h_BTD
+
+
+class Head(nn.Module):
+    """h to the logits [B, T, V] of this rank's vocabulary entries, padding left out: a logit of −∞ without computing it."""
+
+    def __init__(self, blueprint: Blueprint):
+        super().__init__()
+        self.blueprint = blueprint
+        model, axis = blueprint.model, blueprint.grid.tensor
+        if model.arch == "gpt":
+            self.norm = RMSNorm(blueprint)
+        shape, whole = (blueprint.vocabulary, model.hidden), padded(blueprint.vocabulary, axis)
+        self.weight = parameter(place(shape, axis, 0, whole), axis)
+        if model.arch == "ngpt":
+            self.logit_scale = scale_parameter(blueprint, "logit", shape[:1], 0, whole)
+        name_parameters(self, "")
+        self.weight.full_name = "lm_head.weight"
+        if model.arch == "gpt":
+            self.norm.weight.full_name = "model.norm.weight"
+
+    def forward(self, state) -> torch.Tensor:
+        """Logits in the weight's dtype."""
+        h_BTD = state[0] if self.blueprint.mask_documents else state
+        if self.blueprint.model.arch == "gpt":
+            h_BTD = self.norm(h_BTD)
+        x_BTD = enter_region(h_BTD.to(self.weight.dtype), self.blueprint.grid.tensor, self.blueprint.sequence)
+        real = local_vocabulary(self.blueprint)[1]
+        scale = effective(self.logit_scale)[:real] if self.blueprint.model.arch == "ngpt" else None
+        return linear(x_BTD, self.weight[:real], scale)
+
+
+def local_vocabulary(blueprint: Blueprint) -> tuple[int, int]:
+    """(first entry, number of entries) of the vocabulary whose logits this tensor rank computes."""
+    axis = blueprint.grid.tensor
+    here = padded(blueprint.vocabulary, axis) // axis.size
+    first = axis.rank * here
+    return first, max(0, min(here, blueprint.vocabulary - first))
+
+
+class Loss:
+    """Mean loss a token, nats; DeepSpeed's pipeline calls it on the last stage's (logits, targets [B, T])."""
+
+    def __init__(self, blueprint: Blueprint):
+        self.axis = blueprint.grid.tensor
+        self.first = local_vocabulary(blueprint)[0]
+
+    def __call__(self, logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(logits_BTV, targets_BT, self.axis, self.first).mean()

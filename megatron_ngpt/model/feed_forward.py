@@ -1,0 +1,50 @@
+"""SwiGLU feed-forward over the tensor ranks, its width divided among them."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megatron_ngpt.model.blueprint import Blueprint
+from megatron_ngpt.model.scales import effective, scale_parameter
+from megatron_ngpt.parallel.linear import ColumnParallelLinear, RowParallelLinear, enter_region, leave_region
+
+
+class FeedForward(nn.Module):
+    """W_d (u ∘ silu(g)) with u = W_u h and g = W_g h, as in Llama; the baseline's feed-forward."""
+
+    def __init__(self, blueprint: Blueprint):
+        super().__init__()
+        model, axis = blueprint.model, blueprint.grid.tensor
+        self.axis, self.sequence = axis, blueprint.sequence
+        self.up_proj = ColumnParallelLinear(model.hidden, model.ffn_size, axis)
+        self.gate_proj = ColumnParallelLinear(model.hidden, model.ffn_size, axis)
+        self.down_proj = RowParallelLinear(model.ffn_size, model.hidden, axis)
+
+    def forward(self, h_BTD: torch.Tensor) -> torch.Tensor:
+        """The feed-forward's output [B, T, D]."""
+        x_BTD = enter_region(h_BTD.to(self.up_proj.weight.dtype), self.axis, self.sequence)
+        up_scale, gate_scale = self.scales()
+        u_BTF, g_BTF = self.up_proj(x_BTD, up_scale), self.gate_proj(x_BTD, gate_scale)
+        return leave_region(self.down_proj(u_BTF * F.silu(g_BTF)), self.axis, self.sequence)
+
+    def scales(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """What u and g are multiplied by, [F] each."""
+        return None, None
+
+
+class NormalizedFeedForward(FeedForward):
+    """nGPT: u scaled by s_u, g by s_g √D; α says how far the block moves."""
+
+    def __init__(self, blueprint: Blueprint):
+        super().__init__(blueprint)
+        model = blueprint.model
+        self.up_scale = scale_parameter(blueprint, "up", (model.ffn_size,), dim=0)
+        self.gate_scale = scale_parameter(blueprint, "gate", (model.ffn_size,), dim=0)
+        self.alpha = scale_parameter(blueprint, "alpha", (model.hidden,))
+        self.gate_factor = math.sqrt(model.hidden)
+
+    def scales(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """s_u and s_g √D, fp32."""
+        return effective(self.up_scale), effective(self.gate_scale) * self.gate_factor

@@ -1,0 +1,31 @@
+"""Geometry on the unit sphere along the last axis, for activations. All of it computes in fp32 whatever the dtype that comes in."""
+
+import torch
+
+_SMALLEST = 1e-24  # of a squared norm: keeps Norm(0) and its gradient finite
+_COSINE_LIMIT = 1 - 1e-6  # beyond it θ or π − θ < 1.5e-3, where slerp's coefficients equal their limits to rounding
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    """Norm(x) = x / ‖x‖₂, fp32, same shape."""
+    x = x.float()
+    return x * inverse_norm(x)
+
+
+def inverse_norm(x: torch.Tensor) -> torch.Tensor:
+    """1 / ‖x‖₂ over the last axis, which is kept with size 1; fp32."""
+    return torch.rsqrt(x.float().square().sum(-1, keepdim=True).clamp_min(_SMALLEST))
+
+
+def lerp_step(h: torch.Tensor, target: torch.Tensor, rates: torch.Tensor) -> torch.Tensor:
+    """Norm(h + rates ∘ (target − h)): one step of size `rates` [D] from h towards target, both [..., D] on the sphere (paper, eq. 10)."""
+    h = h.float()
+    return unit(h + rates * (target - h))
+
+
+def slerp_step(h: torch.Tensor, target: torch.Tensor, rates: torch.Tensor) -> torch.Tensor:
+    """The same rates along the great circle (paper, eq. 6 and its per-dimension form); finite for θ near 0 and π."""
+    h = h.float()
+    cosine = (h * target).sum(-1, keepdim=True).clamp(-_COSINE_LIMIT, _COSINE_LIMIT)
+    angle = torch.acos(cosine)
+    return unit((torch.sin((1 - rates) * angle) * h + torch.sin(rates * angle) * target) / torch.sin(angle))
