@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -22,14 +24,14 @@ class Section(BaseModel):
 class Scale(Section):
     """A learned scale: effective = stored · init / scale, and stored starts at `scale`."""
 
-    init: float = Field(1.0, description="effective value at the start")
+    init: float = Field(1.0, gt=0, description="effective value at the start")
     scale: float | None = Field(None, gt=0, description="stored value at the start; null = 1/√hidden")
 
 
 class AlphaScale(Scale):
     """Eigen learning rates start small."""
 
-    init: float = Field(0.05, description="effective value at the start")
+    init: float = Field(0.05, gt=0, description="effective value at the start")
 
 
 class FeedForwardScale(Scale):
@@ -61,7 +63,7 @@ class Model(Section):
     vocab: Positive | None = Field(None, description="vocabulary entries; null = the tokenizer's")
     rope_base: float = Field(10000.0, gt=0, description="base of the rotary embedding's wavelengths")
     update: Literal["lerp", "slerp"] = Field("lerp", description="how a block moves the hidden state on the sphere")
-    embedding_shard: Literal["vocab", "hidden"] = Field("vocab", description="axis along which tensor ranks split the input embedding")
+    embedding_shard: Literal["vocab", "hidden"] = Field("vocab", description="how tensor ranks split the input embedding")
     scales: Scales = Field(Scales(), description="initial values of nGPT's learned scales")
     residual_dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the hidden state between blocks")
 
@@ -92,19 +94,23 @@ class Parallel(Section):
 class Dataset(Section):
     """One weighted source of tokens."""
 
-    prefix: str = Field(description="path of PREFIX.bin and PREFIX.idx without the suffix; may be a glob")
+    prefix: Text = Field(description="path of PREFIX.bin and PREFIX.idx without the suffix; may be a glob")
     weight: float | None = Field(None, gt=0, description="share in the blend; null = in proportion to tokens")
-    split: float | None = Field(None, gt=0, lt=1, description="under train the first share of the documents, under valid the ones after it; null = the whole")
-    name: str | None = Field(None, description="under valid: name its loss is reported by")
+    split: float | None = Field(
+        None, gt=0, lt=1, description="0.98: under train the first 98% of documents, under valid those after them; null = all"
+    )
+    name: Text | None = Field(None, description="under valid: the name its loss is reported by; null = made from the prefix")
 
 
 class Data(Section):
     """What is trained on."""
 
-    tokenizer: str = Field(description="path of the SentencePiece model")
+    tokenizer: Text = Field(description="path of the SentencePiece model")
     train: list[Dataset] = Field(min_length=1, description="weighted training datasets")
     valid: list[Dataset] = Field([], description="validation datasets, each evaluated on its own")
-    document_boundaries: Literal["ignore", "mask"] = Field("ignore", description="mask: attention and positions restart at each document")
+    document_boundaries: Literal["ignore", "mask"] = Field(
+        "ignore", description="mask: attention and positions restart at each document"
+    )
 
 
 class Optimizer(Section):
@@ -112,7 +118,7 @@ class Optimizer(Section):
 
     name: Literal["adamw"] = Field("adamw", description="the optimiser")
     lr: Rate = Field(15e-4, description="peak learning rate")
-    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.9, 0.95], min_length=2, max_length=2, description="decay of the first and second moment")
+    betas: list[Decay] = Field([0.9, 0.95], min_length=2, max_length=2, description="decay of the first and second moment")
     eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
     weight_decay: Rate = Field(0.0, description="decoupled decay of matrices (scales and norms never decay)")
     clip: Rate = Field(1.0, description="largest global gradient norm; 0 = no clipping")
@@ -122,9 +128,11 @@ class Optimizer(Section):
 class Schedule(Section):
     """The learning rate over time."""
 
-    kind: Literal["cosine", "wsd", "constant"] = Field("cosine", description="cosine: reaches min_lr at decay_steps; wsd: falls over the last decay_steps steps")
+    kind: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="cosine: reaches min_lr at decay_steps; wsd: falls over the last decay_steps steps"
+    )
     warmup_steps: NotNegative = Field(0, description="steps of linear warm-up (nGPT needs none)")
-    decay_steps: Positive | None = Field(None, description="null = training.steps")
+    decay_steps: Positive | None = Field(None, description="end (cosine) or length (wsd) of the decay; null = training.steps")
     min_lr: Rate = Field(0.0, description="rate at the end of the decay")
 
 
@@ -134,12 +142,12 @@ class Training(Section):
     steps: Positive = Field(1000, description="optimiser steps of the whole run")
     global_batch: Positive = Field(32, description="sequences a step trains on, over all ranks")
     micro_batch: Positive = Field(4, description="sequences a data rank puts through one forward pass")
-    seed: NotNegative = Field(0, description="fixes the initial model and the order of the data")
+    seed: NotNegative = Field(0, lt=2**63, description="fixes the initial model and the order of the data")
     eval_every: NotNegative = Field(0, description="steps between evaluations; 0 = none")
     eval_batches: Positive = Field(10, description="global batches an evaluation reads from each validation dataset")
     log_every: Positive = Field(1, description="steps between lines of metrics.jsonl")
-    output: str = Field(description="run directory")
-    recompute: Literal["none", "full"] = Field("none", description="full: keep only each block's input and recompute the block in backward")
+    output: Text = Field(description="run directory")
+    recompute: Literal["none", "full"] = Field("none", description="full: keep each block's input alone and recompute the block")
     compile: bool = Field(False, description="compile each block with torch.compile")
 
 
@@ -149,8 +157,8 @@ class Checkpoint(Section):
     every: NotNegative = Field(0, description="steps between checkpoints; 0 = one, at the end")
     keep: Positive = Field(2, description="newest checkpoints that stay on disk")
     keep_every: NotNegative = Field(0, description="checkpoints whose step is a multiple of this stay for good; 0 = none")
-    initial: str | None = Field(None, description="exported model that training starts from at step 0")
-    resume: str = Field("auto", description="auto: newest good checkpoint of the run directory; never; or the path of a checkpoint")
+    initial: Text | None = Field(None, description="exported model that training starts from at step 0")
+    resume: Text = Field("auto", description="auto: newest good checkpoint of the run directory; never; or a checkpoint's path")
 
 
 class Recipe(Section):
@@ -163,7 +171,7 @@ class Recipe(Section):
     schedule: Schedule = Schedule()
     training: Training
     checkpoint: Checkpoint = Checkpoint()
-    deepspeed: str = Field("ds_configs/zero1.json", description="DeepSpeed JSON that owns ZeRO, precision and offload")
+    deepspeed: Text = Field("ds_configs/zero1.json", description="DeepSpeed JSON that owns ZeRO, precision and offload")
 
 
 def scale_start(model: Model, name: str) -> tuple[float, float]:
