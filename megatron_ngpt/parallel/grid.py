@@ -26,6 +26,7 @@ class RankGrid:
     tensor: Axis = Axis()
     data: Axis = Axis()
     pipeline: Axis = Axis()
+    model: Axis = Axis()  # tensor and pipeline together: the ranks that hold one replica of the model
     world: Axis = Axis()
 
     @property
@@ -40,7 +41,7 @@ class RankGrid:
 
 
 def rank_lists(tensor: int, data: int, pipeline: int) -> dict[str, list[list[int]]]:
-    """The ranks of every group, by axis. Each axis' lists partition the world."""
+    """The ranks of every group, by axis; the lists of an axis partition the world."""
 
     def number(p: int, d: int, t: int) -> int:
         return (p * data + d) * tensor + t
@@ -49,6 +50,7 @@ def rank_lists(tensor: int, data: int, pipeline: int) -> dict[str, list[list[int
         "tensor": [[number(p, d, t) for t in range(tensor)] for p in range(pipeline) for d in range(data)],
         "data": [[number(p, d, t) for d in range(data)] for p in range(pipeline) for t in range(tensor)],
         "pipeline": [[number(p, d, t) for p in range(pipeline)] for d in range(data) for t in range(tensor)],
+        "model": [[number(p, d, t) for p in range(pipeline) for t in range(tensor)] for d in range(data)],
     }
 
 
