@@ -1,0 +1,51 @@
+"""`metrics.jsonl`: one JSON object a line, in the order of the steps, readable while the run goes on."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+
+class MetricsLog:
+    """Appends JSON lines to `path`; every line is on disk for other readers when `append` returns."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, line: dict) -> None:
+        """Write `line`; numbers that are not finite become null, since JSON has no word for them."""
+        self._file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def cut_after(self, step: int) -> None:
+        """Remove lines of steps after `step` and what a kill left unfinished, so that a resumed run can go on behind them."""
+        self._file.close()
+        kept = [line for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines() if _belongs(line, step)]
+        new = self.path.with_name(self.path.name + ".new")
+        with new.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _belongs(text: str, step: int) -> bool:
+    """Whether `text` is a whole line of `step` or before."""
+    try:
+        return json.loads(text)["step"] <= step
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+def _finite(value):
+    """`value` with NaN and infinities replaced by None, at any depth."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,59 @@
+"""What a person sees while a run goes on: a bar on a terminal, a plain line now and then anywhere else."""
+
+import time
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+SECONDS_BETWEEN_LINES = 10.0  # in a file or a CI log
+
+
+class ProgressView:
+    """Shows step, loss, speed and time left of a run of `steps` steps that continues after `start_step`."""
+
+    def __init__(self, steps: int, start_step: int, stream: TextIO):
+        self._steps = steps
+        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._began: tuple[int, float] | None = None  # step and time of the first update, which may have compiled kernels
+        self._last_line = -SECONDS_BETWEEN_LINES
+        self._bar = None
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[text]}"),
+                console=self._console,
+                expand=True,
+            )
+            self._task = self._bar.add_task("train", total=steps, completed=start_step, text="")
+            self._bar.start()
+
+    def update(self, step: int, loss: float, tokens_per_second: float, tflops_per_second: float) -> None:
+        """Show the state after `step`."""
+        now = time.monotonic()
+        self._began = self._began or (step, now)
+        speed = f"{tokens_per_second:,.0f} tokens/s · {tflops_per_second:.3g} TFLOP/s"
+        text = f"loss {loss:.4f} · {speed} · {self._time_left(step, now)}"
+        if self._bar:
+            self._bar.update(self._task, completed=step, text=text)
+        elif step == self._steps or now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self.message(f"step {step}/{self._steps} · {text}")
+
+    def message(self, text: str) -> None:
+        """A line above the bar."""
+        self._console.print(text, markup=False)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar:
+            self._bar.stop()
+
+    def _time_left(self, step: int, now: float) -> str:
+        """From the mean time of a step since the first update, evaluations and checkpoints included."""
+        first, since = self._began
+        if step == first:
+            return "time left unknown" if step < self._steps else "done"
+        seconds = round((now - since) / (step - first) * (self._steps - step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"

@@ -1,0 +1,27 @@
+"""Scalars for TensorBoard, through tensorboard's own event writer (torch's wrapper adds nothing that scalars need)."""
+
+import time
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+
+class TensorBoardLog:
+    """An event file in `folder` for the steps after `start_step`; TensorBoard drops what older files say of those steps."""
+
+    def __init__(self, folder: Path, start_step: int):
+        self._writer = EventFileWriter(str(folder))
+        if start_step:
+            session = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(wall_time=time.time(), step=start_step + 1, session_log=session))
+
+    def scalars(self, step: int, values: dict[str, float | None]) -> None:
+        """Write each of `values` (tag to number) that is not None."""
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=v) for tag, v in values.items() if v is not None])
+        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def close(self) -> None:
+        """Write out what is still in memory and close the file."""
+        self._writer.close()

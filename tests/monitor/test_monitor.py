@@ -1,0 +1,117 @@
+"""The monitor's files and what it shows, as a training loop drives it."""
+
+import io
+import json
+import re
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from megatron_ngpt.monitor import progress
+from megatron_ngpt.monitor.monitor import Monitor
+
+VALUES = {
+    "loss": 2.5,
+    "grad_norm": 0.75,
+    "lr": 0.001,
+    "step_seconds": 0.5,
+    "tokens_per_second": 1234.0,
+    "tflops_per_second": 0.25,
+    "max_norm_error": 1e-7,
+}
+TAGS = {
+    "train/loss": "loss",
+    "train/grad_norm": "grad_norm",
+    "train/lr": "lr",
+    "throughput/tokens_per_second": "tokens_per_second",
+    "throughput/tflops": "tflops_per_second",
+    "sphere/max_norm_error": "max_norm_error",
+}
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def drive(folder, steps, start=0, rank=0, console=None, **changed) -> str:
+    """A monitor fed with every step after `start`; what the console shows."""
+    console = console or io.StringIO()
+    monitor = Monitor(folder, 10, start, rank, console)
+    for step in steps:
+        monitor.training(step=step, tokens=100 * step, **VALUES | changed)
+    monitor.close()
+    return console.getvalue()
+
+
+def scalars(folder, tag) -> list[tuple[int, float]]:
+    """What TensorBoard reads of `tag`."""
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def lines(folder) -> list[dict]:
+    """What stands in metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_value_in_both_files(tmp_path):
+    drive(tmp_path, [1, 2])
+    assert lines(tmp_path) == [{"step": step, "tokens": 100 * step, **VALUES} for step in (1, 2)]
+    for tag, name in TAGS.items():
+        assert scalars(tmp_path, tag) == [(1, pytest.approx(VALUES[name])), (2, pytest.approx(VALUES[name]))]
+
+
+def test_validation_line_and_tags(tmp_path):
+    console = io.StringIO()
+    monitor = Monitor(tmp_path, 10, 0, 0, console)
+    monitor.validation(5, 2.0, {"web": 1.5, "code": 2.5})
+    monitor.close()
+    assert lines(tmp_path) == [{"step": 5, "valid_loss": 2.0, "valid": {"web": 1.5, "code": 2.5}}]
+    assert scalars(tmp_path, "valid/loss") == [(5, 2.0)]
+    assert scalars(tmp_path, "valid/loss/code") == [(5, 2.5)]
+    assert "validation loss 2.0000" in console.getvalue()
+
+
+def test_a_model_without_spherical_weights(tmp_path):
+    drive(tmp_path, [1], max_norm_error=None)
+    assert lines(tmp_path)[0]["max_norm_error"] is None
+    with pytest.raises(KeyError):
+        scalars(tmp_path, "sphere/max_norm_error")
+
+
+def test_a_resumed_run_continues_both_files(tmp_path):
+    drive(tmp_path, range(1, 8), loss=3.0)
+    drive(tmp_path, range(5, 11), start=4, loss=2.0)
+    expected = [(step, 3.0 if step <= 4 else 2.0) for step in range(1, 11)]
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == expected
+    assert scalars(tmp_path, "train/loss") == expected
+
+
+def test_other_ranks_write_and_show_nothing(tmp_path):
+    assert drive(tmp_path, [1, 2], rank=1) == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plain_lines_off_a_terminal_are_few_and_end_with_the_last_step(tmp_path):
+    shown = drive(tmp_path, range(1, 11)).splitlines()
+    assert len(shown) == 2
+    assert shown[0].startswith("step 1/10 · loss 2.5000 · 1,234 tokens/s · 0.25 TFLOP/s")
+    assert shown[1].startswith("step 10/10") and "\x1b" not in "".join(shown)
+
+
+def test_time_left_is_the_mean_of_the_steps_since_the_first(tmp_path, monkeypatch):
+    clock = iter([100.0, 400.0, 500.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    shown = drive(tmp_path, [1, 3, 5]).splitlines()
+    assert [line.rsplit(" · ", 1)[1] for line in shown] == ["time left unknown", "0:17:30 left", "0:08:20 left"]
+
+
+def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drive(tmp_path, range(1, 11), console=Terminal()))
+    assert "step 10/10" in shown and "━" in shown and "loss 2.5000" in shown
