@@ -6,6 +6,7 @@ DeepSpeed ignores top-level keys that it does not know; here they are refused, s
 
 import difflib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ TOP = (
     "zero_optimization", "bf16", "communication_data_type", "comms_logger", "flops_profiler", "wall_clock_breakdown",
     "memory_breakdown", "steps_per_print", "log_level", "dump_state", "disable_python_gc",
 )
-ZERO = (
-    "stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce",
-    "allgather_partitions", "allgather_bucket_size", "overlap_comm", "offload_optimizer", "sub_group_size",
-    "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_model_persistence_threshold",
-    "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_module_granularity_threshold",
-    "stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential", "memory_efficient_linear",
-)
-OFFLOAD = ("device", "pin_memory")
-BF16 = ("enabled", "immediate_grad_update", "check_grad_overflow")
+ZERO = {
+    "stage": int, "contiguous_gradients": bool, "reduce_scatter": bool, "reduce_bucket_size": int,
+    "use_multi_rank_bucket_allreduce": bool, "allgather_partitions": bool, "allgather_bucket_size": int, "overlap_comm": bool,
+    "offload_optimizer": dict, "sub_group_size": int, "stage3_prefetch_bucket_size": int,
+    "stage3_param_persistence_threshold": int, "stage3_model_persistence_threshold": int, "stage3_max_live_parameters": int,
+    "stage3_max_reuse_distance": int, "stage3_module_granularity_threshold": int,
+    "stage3_use_all_reduce_for_fetch_params": bool, "stage3_allgather_sequential": bool, "memory_efficient_linear": bool,
+}
+OFFLOAD = {"device": str, "pin_memory": bool}
+BF16 = {"enabled": bool, "immediate_grad_update": bool, "check_grad_overflow": bool}
+WANTED = {bool: "true or false", int: "a whole number from 0", dict: "an object of keys", str: "a text"}
 
 OWNED = {
     "train_batch_size": "training.global_batch",
@@ -61,19 +64,14 @@ class DeepSpeedChoice:
 def read_deepspeed(path: str) -> DeepSpeedChoice:
     """What the file `path` (from the working directory) chooses. Raises ConfigError with every problem, one line each."""
     raw = _read(path)
-    problems = _top_problems(path, raw)
-    for section, known in (("zero_optimization", ZERO), ("bf16", BF16)):
-        problems += _section_problems(path, raw, section, known)
-    zero = raw.get("zero_optimization") if isinstance(raw.get("zero_optimization"), dict) else {}
-    stage = zero.get("stage", 0)
-    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-        problems.append(f"deepspeed: {path}: zero_optimization.stage = {json.dumps(stage)}: choose 0, 1, 2 or 3")
-    offload = _offload(path, zero, problems)
-    if offload and stage == 0:
-        problems.append(f"deepspeed: {path}: offload_optimizer needs ZeRO; choose zero_optimization.stage 1, 2 or 3")
+    zero, bf16 = raw.get("zero_optimization", {}), raw.get("bf16", {})
+    problems = _top_problems(raw) + _section_problems(zero, "zero_optimization", ZERO) + _section_problems(bf16, "bf16", BF16)
+    if not problems:
+        problems = _zero_problems(zero)
     if problems:
-        raise ConfigError(*problems)
-    return DeepSpeedChoice(stage, raw.get("bf16", {}).get("enabled", False), offload, raw)
+        raise ConfigError(*(f"deepspeed: {path}: {problem}" for problem in problems))
+    offload = zero.get("offload_optimizer", {}).get("device", "none") == "cpu"
+    return DeepSpeedChoice(int(zero.get("stage", 0)), bf16.get("enabled", False), offload, raw)
 
 
 def engine_config(recipe: Recipe, choice: DeepSpeedChoice, data_ranks: int) -> dict:
@@ -133,46 +131,54 @@ def _neighbours(path: str) -> str:
     return f" below {Path.cwd()}; paths are resolved from the working directory" if not Path(path).is_absolute() else ""
 
 
-def _top_problems(path: str, raw: dict) -> list[str]:
+def _top_problems(raw: dict) -> list[str]:
     problems = []
-    for key in raw:
+    for key, value in raw.items():
         if key in OWNED:
-            problems.append(f"deepspeed: {path}: {key} is the recipe's: remove it there and set {OWNED[key]}")
+            problems.append(f"{key} is the recipe's: remove it there and set {OWNED[key]}")
         elif key == "fp16":
-            problems.append(f"deepspeed: {path}: fp16 is not supported: choose bf16 (ds_configs/bf16-*.json) or fp32")
+            problems.append("fp16 is not supported: choose bf16 (ds_configs/bf16-*.json) or fp32")
         elif key not in TOP:
-            problems.append(f"deepspeed: {path}: {key} is not supported; {_closest(key, TOP)}")
+            problems.append(f"{key} is not supported; {_closest(key, TOP)}")
+        elif key == "communication_data_type" and value not in ("fp32", "bf16"):
+            problems.append(f"{key} = {json.dumps(value)}: choose fp32 or bf16")
     return problems
 
 
-def _section_problems(path: str, raw: dict, section: str, known: tuple[str, ...]) -> list[str]:
-    """Unknown keys, and switches that are not true or false, in one section of the JSON."""
-    inner = raw.get(section, {})
-    if not isinstance(inner, dict):
-        return [f"deepspeed: {path}: {section} = {json.dumps(inner)}: must be an object of keys"]
-    problems = [f"deepspeed: {path}: {section}.{key} is not supported; {_closest(key, known)}" for key in inner if key not in known]
-    enabled = inner.get("enabled", False)
-    if not isinstance(enabled, bool):
-        problems.append(f"deepspeed: {path}: {section}.enabled = {json.dumps(enabled)}: must be true or false")
+def _section_problems(section: Any, name: str, known: dict[str, type]) -> list[str]:
+    """Unknown keys and values of the wrong type in one section of the JSON."""
+    if not isinstance(section, dict):
+        return [f"{name} = {json.dumps(section)}: must be {WANTED[dict]}"]
+    problems = []
+    for key, value in section.items():
+        if key not in known:
+            problems.append(f"{name}.{key} is not supported; {_closest(key, known)}")
+        elif not _is(value, known[key]):
+            problems.append(f"{name}.{key} = {json.dumps(value)}: must be {WANTED[known[key]]}")
+        elif known[key] is dict:
+            problems += _section_problems(value, f"{name}.{key}", OFFLOAD)
     return problems
 
 
-def _offload(path: str, zero: dict, problems: list[str]) -> bool:
-    """Whether the optimiser lives in host memory; adds what is wrong with the choice to `problems`."""
-    chosen = zero.get("offload_optimizer")
-    if chosen is None:
-        return False
-    where = f"deepspeed: {path}: zero_optimization.offload_optimizer"
-    if not isinstance(chosen, dict):
-        problems.append(f'{where} = {json.dumps(chosen)}: must be an object, {{"device": "cpu"}}')
-        return False
-    problems += [f"{where}.{key} is not supported; {_closest(key, OFFLOAD)}" for key in chosen if key not in OFFLOAD]
-    device = chosen.get("device", "none")
+def _is(value: Any, wanted: type) -> bool:
+    """Whether a JSON value has the type; 5e8 is a whole number."""
+    if wanted is int:
+        return not isinstance(value, bool) and isinstance(value, (int, float)) and value >= 0 and value == int(value)
+    return isinstance(value, wanted)
+
+
+def _zero_problems(zero: dict) -> list[str]:
+    problems = []
+    stage, device = zero.get("stage", 0), zero.get("offload_optimizer", {}).get("device", "none")
+    if stage > 3:
+        problems.append(f"zero_optimization.stage = {stage}: choose 0, 1, 2 or 3")
     if device not in ("cpu", "none"):
-        problems.append(f"{where}.device = {json.dumps(device)}: choose cpu or none")
-    return device == "cpu"
+        problems.append(f"zero_optimization.offload_optimizer.device = {json.dumps(device)}: choose cpu or none")
+    if device == "cpu" and stage == 0:
+        problems.append("zero_optimization.offload_optimizer needs ZeRO; choose zero_optimization.stage 1, 2 or 3")
+    return problems
 
 
-def _closest(key: str, known: tuple[str, ...]) -> str:
+def _closest(key: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     return f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"

@@ -61,7 +61,8 @@ def read_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Readi
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
         problems += [explain(mistake) for mistake in mistakes]
-        return Reading(_salvage(tree, mistakes), problems, [dotted(mistake["loc"]) for mistake in mistakes])
+        replaced = [dotted(mistake["loc"]) for mistake in mistakes if mistake["type"] != "extra_forbidden"]
+        return Reading(_salvage(tree, mistakes), problems, replaced)
 
 
 def _sections(path: str) -> dict:

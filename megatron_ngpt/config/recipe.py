@@ -147,7 +147,7 @@ class Training(Section):
     eval_batches: Positive = Field(10, description="global batches an evaluation reads from each validation dataset")
     log_every: Positive = Field(1, description="steps between lines of metrics.jsonl")
     output: Text = Field(description="run directory")
-    recompute: Literal["none", "full"] = Field("none", description="full: keep each block's input alone and recompute the block")
+    recompute: Literal["none", "full"] = Field("none", description="full: keep only each block's input and recompute the rest")
     compile: bool = Field(False, description="compile each block with torch.compile")
 
 

@@ -1,0 +1,119 @@
+"""Rules between keys of a recipe, DeepSpeed's choice and the number of ranks. Each problem says what to choose instead."""
+
+from collections.abc import Iterator
+
+from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice
+from megatron_ngpt.config.recipe import Recipe
+
+
+def problems(recipe: Recipe, deepspeed: DeepSpeedChoice | None, world: int) -> list[str]:
+    """Everything that does not fit together on `world` ranks, one line each; empty when all does.
+
+    `deepspeed` is None where its JSON could not be read: the rules that need it are then left out.
+    """
+    found = [*_shape(recipe), *_layout(recipe, world), *_batch(recipe, world), *_schedule(recipe), *_run(recipe)]
+    return found + list(_deepspeed(recipe, deepspeed)) if deepspeed else found
+
+
+def data_ranks(recipe: Recipe, world: int) -> int:
+    """Data parallel size: how many ranks hold the same part of the model."""
+    return world // (recipe.parallel.tensor * recipe.parallel.pipeline)
+
+
+def _shape(recipe: Recipe) -> Iterator[str]:
+    model = recipe.model
+    if model.hidden % model.heads:
+        yield f"model.heads = {model.heads}: must divide model.hidden = {model.hidden}; {_divisors(model.hidden, model.heads)}"
+    elif model.head_size % 2:
+        yield (
+            f"model.heads = {model.heads}: a head of {model.head_size} is odd, and the rotary embedding turns pairs; "
+            "choose heads so that hidden / heads is even"
+        )
+    if model.heads % model.groups:
+        choice = _divisors(model.heads, model.groups)
+        yield f"model.kv_heads = {model.groups}: must divide model.heads = {model.heads}; {choice}"
+    if recipe.optimizer.tangent and model.arch != "ngpt":
+        yield f"optimizer.tangent = true: only an nGPT has weights on the sphere; set it to false for model.arch = {model.arch}"
+
+
+def _layout(recipe: Recipe, world: int) -> Iterator[str]:
+    """Hidden needs no rule of its own (model.embedding_shard: hidden): heads divides it, and tensor divides heads."""
+    model, tensor, pipeline = recipe.model, recipe.parallel.tensor, recipe.parallel.pipeline
+    cut = {"model.heads": model.heads, "model.ffn": model.ffn_size}
+    if model.groups != model.heads:
+        cut["model.kv_heads"] = model.groups
+    if recipe.parallel.sequence:
+        cut["model.context"] = model.context
+    for key, size in cut.items():
+        if size % tensor:
+            yield f"parallel.tensor = {tensor}: must divide {key} = {size}; {_divisors(size, tensor)}"
+    if pipeline > model.layers:
+        yield f"parallel.pipeline = {pipeline}: more stages than model.layers = {model.layers}; choose 1 to {model.layers}"
+    if world % (tensor * pipeline):
+        yield (
+            f"parallel.tensor = {tensor}, parallel.pipeline = {pipeline}: their product {tensor * pipeline} must divide "
+            f"the number of ranks, {world}; {_divisors(world, tensor * pipeline)}"
+        )
+
+
+def _batch(recipe: Recipe, world: int) -> Iterator[str]:
+    if world % (recipe.parallel.tensor * recipe.parallel.pipeline):
+        return                                              # told by _layout; there is no data parallel size to check against
+    ranks, training = data_ranks(recipe, world), recipe.training
+    together = training.micro_batch * ranks
+    if training.global_batch % together:
+        below = training.global_batch // together * together
+        choice = f"{below} or {below + together}" if below else f"{together}"
+        yield (
+            f"training.global_batch = {training.global_batch}: must be a multiple of training.micro_batch = "
+            f"{training.micro_batch} times {ranks} data parallel ranks; choose {choice}, or another micro_batch"
+        )
+
+
+def _schedule(recipe: Recipe) -> Iterator[str]:
+    schedule, steps = recipe.schedule, recipe.training.steps
+    decay = schedule.decay_steps or steps
+    if decay > steps:
+        yield f"schedule.decay_steps = {decay}: longer than the run of training.steps = {steps}; choose at most {steps}"
+    own_end = schedule.kind == "cosine" and schedule.decay_steps
+    end, name = (decay, "schedule.decay_steps") if own_end else (steps, "training.steps")
+    if schedule.warmup_steps >= end:
+        yield f"schedule.warmup_steps = {schedule.warmup_steps}: must be less than {name} = {end}; choose 0 to {end - 1}"
+    if schedule.min_lr > recipe.optimizer.lr:
+        yield f"schedule.min_lr = {schedule.min_lr}: above optimizer.lr = {recipe.optimizer.lr}; choose a rate below it"
+
+
+def _run(recipe: Recipe) -> Iterator[str]:
+    """Keys of the run that contradict each other."""
+    if recipe.training.eval_every and not recipe.data.valid:
+        yield f"training.eval_every = {recipe.training.eval_every}: data.valid is empty; add a dataset there or choose 0"
+    if recipe.checkpoint.initial and recipe.checkpoint.resume not in ("auto", "never"):
+        yield (
+            f"checkpoint.initial = {recipe.checkpoint.initial}: a run that resumes {recipe.checkpoint.resume} has its weights "
+            f"from there; remove initial, or choose checkpoint.resume: never"
+        )
+
+
+def _deepspeed(recipe: Recipe, choice: DeepSpeedChoice) -> Iterator[str]:
+    where = f"deepspeed = {recipe.deepspeed}"
+    if recipe.parallel.pipeline > 1 and choice.zero_stage > 1:
+        yield (
+            f"{where}: ZeRO-{choice.zero_stage} with parallel.pipeline = {recipe.parallel.pipeline}: DeepSpeed's pipeline "
+            f"runs with ZeRO 0 or 1; choose {'bf16-' if choice.bf16 else ''}zero1.json, or parallel.pipeline: 1"
+        )
+    if recipe.parallel.pipeline > 1 and choice.offload and choice.zero_stage == 1:
+        yield f"{where}: offload does not work under a pipeline; choose a file without offload, or parallel.pipeline: 1"
+    if choice.bf16 and choice.zero_stage == 0:
+        yield f"{where}: bf16 keeps fp32 masters only under ZeRO; choose bf16-zero1.json (or 2, 3), or zero0.json for fp32"
+    if recipe.training.compile and choice.zero_stage == 3:
+        yield (
+            "training.compile = true: compiled blocks and ZeRO-3, which gathers weights as a block runs, do not go together; "
+            "choose ZeRO 0, 1 or 2, or compile: false"
+        )
+
+
+def _divisors(size: int, near: int) -> str:
+    """The divisors of `size` on both sides of `near`, as a suggestion."""
+    below = max(number for number in range(1, min(near, size) + 1) if size % number == 0)
+    above = next((number for number in range(near + 1, size + 1) if size % number == 0), None)
+    return f"choose {below} or {above}" if above else f"choose {below}"

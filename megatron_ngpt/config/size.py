@@ -1,0 +1,97 @@
+"""How large a model is: exact parameter counts, and an estimate of the memory that a rank needs.
+
+The counts follow from the equations of the two architectures; vocabulary padding is not part of the model.
+"""
+
+from dataclasses import dataclass
+
+from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice
+from megatron_ngpt.config.recipe import Model, Recipe
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated bytes of the rank that needs most, and the part of them that lies in host memory under offload."""
+
+    weights: int
+    gradients: int
+    optimiser: int
+    activations: int
+    offloaded: int
+
+    @property
+    def device(self) -> int:
+        """Bytes on the device."""
+        return self.weights + self.gradients + self.optimiser + self.activations - self.offloaded
+
+
+def parameters(model: Model, vocabulary: int) -> int:
+    """Parameters of the whole model with `vocabulary` entries."""
+    final_norm = model.hidden if model.arch == "gpt" else 0
+    return 2 * _embedding(model, vocabulary) + _logit_scales(model, vocabulary) + model.layers * _block(model) + final_norm
+
+
+def memory(recipe: Recipe, choice: DeepSpeedChoice, vocabulary: int, world: int) -> Memory:
+    """An estimate for the rank that needs most of `world`: persistent state exact to padding, activations roughly.
+
+    DeepSpeed keeps, beside the weights that a forward pass uses, fp32 masters and two Adam moments (12 bytes a parameter,
+    divided over the data ranks by ZeRO 1 and up; ZeRO-0 in fp32 has no separate masters), and gradients accumulated in fp32
+    (divided by ZeRO 2 and up). ZeRO-3 divides the weights too.
+    """
+    local = _local_parameters(recipe, vocabulary)
+    data = world // (recipe.parallel.tensor * recipe.parallel.pipeline)
+    stage = choice.zero_stage
+    weights = local * (2 if choice.bf16 else 4) // (data if stage == 3 else 1)
+    gradients = local * 4 // (data if stage >= 2 else 1)
+    optimiser = local * (12 if stage else 8) // (data if stage else 1)
+    offloaded = optimiser + (gradients if stage >= 2 else 0) if choice.offload else 0
+    return Memory(weights, gradients, optimiser, _activations(recipe, choice, vocabulary, data), offloaded)
+
+
+def _embedding(model: Model, vocabulary: int) -> int:
+    return vocabulary * model.hidden
+
+
+def _logit_scales(model: Model, vocabulary: int) -> int:
+    return vocabulary if model.arch == "ngpt" else 0
+
+
+def _matrices(model: Model) -> int:
+    """Entries of a block's matrices: q and o, k and v, and the three of the feed-forward."""
+    return model.hidden * (2 * model.hidden + 2 * model.groups * model.head_size + 3 * model.ffn_size)
+
+
+def _block(model: Model) -> int:
+    """nGPT: two vectors of eigen learning rates, s_qk, s_u and s_g; GPT: two norms."""
+    extra = model.groups * model.head_size + 2 * model.ffn_size if model.arch == "ngpt" else 0
+    return _matrices(model) + 2 * model.hidden + extra
+
+
+def _local_parameters(recipe: Recipe, vocabulary: int) -> int:
+    """Parameters of the largest stage's tensor share; a stage next to an end holds one embedding, a lone one both."""
+    model, tensor, stages = recipe.model, recipe.parallel.tensor, recipe.parallel.pipeline
+    ends = 2 * _embedding(model, vocabulary) + _logit_scales(model, vocabulary)
+    if stages > 1:
+        ends = _embedding(model, vocabulary) + _logit_scales(model, vocabulary)
+    return (-(-model.layers // stages) * _block(model) + ends) // tensor
+
+
+def _activations(recipe: Recipe, choice: DeepSpeedChoice, vocabulary: int, data: int) -> int:
+    """What a forward pass keeps for backward, roughly: vectors a token and block, and the logits of one micro-batch in fp32.
+
+    A block keeps about eight vectors of the hidden width (split over the tensor ranks by sequence parallelism alone),
+    q, k and v twice, the attention's result and three of the feed-forward's width (split by tensor parallelism).
+    Recomputation keeps the block's input alone, and one block whole while it runs backward. The first pipeline stage
+    holds as many micro-batches as there are stages.
+    """
+    model, training, parallel = recipe.model, recipe.training, recipe.parallel
+    tokens, width = training.micro_batch * model.context, 2 if choice.bf16 else 4
+    residual = 2 if model.residual_dtype == "bfloat16" else 4
+    spread = parallel.tensor if parallel.sequence else 1
+    sharded = 3 * model.hidden + 4 * model.groups * model.head_size + 3 * model.ffn_size
+    whole = tokens * ((4 * residual + 4 * width) * model.hidden // spread + width * sharded // parallel.tensor)
+    layers = -(-model.layers // parallel.pipeline)
+    kept = layers * tokens * residual * model.hidden // spread + whole if training.recompute == "full" else layers * whole
+    accumulated = training.global_batch // (training.micro_batch * data)
+    in_flight = min(parallel.pipeline, accumulated)
+    return kept * in_flight + 2 * 4 * tokens * vocabulary // parallel.tensor

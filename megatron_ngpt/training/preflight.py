@@ -1,0 +1,144 @@
+"""Everything about a run that can be refused, refused before torch and DeepSpeed are imported."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ngpt.config import rules, size
+from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice, read_deepspeed
+from megatron_ngpt.config.load import Reading, read_recipe
+from megatron_ngpt.config.recipe import Model, Recipe
+from megatron_ngpt.data.batches import check_data, model_vocabulary
+from megatron_ngpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run that nothing speaks against: its recipe, DeepSpeed's choice, vocabulary entries (unpadded) and number of ranks."""
+
+    recipe: Recipe
+    deepspeed: DeepSpeedChoice
+    vocabulary: int
+    ranks: int
+
+    @property
+    def data_ranks(self) -> int:
+        """Data parallel size."""
+        return rules.data_ranks(self.recipe, self.ranks)
+
+
+def preflight(recipe_path: str, overrides: list[str] | tuple[str, ...], ranks: int) -> Ready:
+    """The run that the recipe describes on `ranks` ranks. Raises one ConfigError with every problem, one line each."""
+    if ranks < 1:
+        raise ConfigError(f"ranks = {ranks}: must be at least 1")
+    reading = read_recipe(recipe_path, overrides)
+    problems = list(reading.problems)
+    if reading.recipe is None:
+        raise ConfigError(*problems)
+    problems += [line for line in _further_problems(reading.recipe, ranks) if not _follows_from(line, reading)]
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    recipe = reading.recipe
+    return Ready(recipe, read_deepspeed(recipe.deepspeed), model_vocabulary(recipe), ranks)
+
+
+def summary(ready: Ready) -> str:
+    """One line: layout, parameters, memory a rank."""
+    recipe, parallel = ready.recipe, ready.recipe.parallel
+    count = size.parameters(recipe.model, ready.vocabulary)
+    memory = size.memory(recipe, ready.deepspeed, ready.vocabulary, ready.ranks)
+    accumulation = recipe.training.global_batch // (recipe.training.micro_batch * ready.data_ranks)
+    host = f" and {_gib(memory.offloaded)} of host memory" if memory.offloaded else ""
+    return (
+        f"{ready.ranks} ranks = tensor {parallel.tensor}{' (sequence parallel)' if parallel.sequence else ''} × "
+        f"pipeline {parallel.pipeline} × data {ready.data_ranks}, {ready.deepspeed.name}, "
+        f"gradient accumulation {accumulation}; {recipe.model.arch}, {count:,} parameters; about {_gib(memory.device)}{host} a rank "
+        f"(weights {_gib(memory.weights)}, gradients {_gib(memory.gradients)}, optimiser {_gib(memory.optimiser)}, "
+        f"activations {_gib(memory.activations)})"
+    )
+
+
+def _further_problems(recipe: Recipe, ranks: int) -> list[str]:
+    """What is wrong besides the recipe's keys by themselves."""
+    problems, choice = [], None
+    try:
+        choice = read_deepspeed(recipe.deepspeed)
+    except ConfigError as error:
+        problems += error.problems
+    problems += rules.problems(recipe, choice, ranks)
+    problems += check_data(recipe)
+    problems += _output_problems(recipe)
+    problems += _checkpoint_problems(recipe)
+    return problems
+
+
+def _follows_from(line: str, reading: Reading) -> bool:
+    """Whether a problem may only come from the default that stands in for a wrong key."""
+    return any(key in line for key in reading.replaced)
+
+
+def _output_problems(recipe: Recipe) -> list[str]:
+    """Whether the run directory can be written: tried in it, or in the nearest directory above it that exists."""
+    output = Path(recipe.training.output)
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    key = f"training.output = {recipe.training.output}"
+    if not existing.is_dir():
+        return [f"{key}: {existing} is a file; choose a directory that can be made or written"]
+    try:
+        with tempfile.TemporaryDirectory(prefix=".ngpt-", dir=existing):
+            pass
+    except OSError as error:
+        return [f"{key}: cannot write in {existing}: {error.strerror}; choose a directory that can be made or written"]
+    return []
+
+
+def _checkpoint_problems(recipe: Recipe) -> list[str]:
+    problems = []
+    output, resume = Path(recipe.training.output), recipe.checkpoint.resume
+    if resume == "never":
+        steps = sorted((output / "checkpoints").glob("step-*"))
+        if steps:
+            problems.append(
+                f"checkpoint.resume = never: {output} has checkpoints up to {steps[-1].name}, which a new run would overwrite; "
+                f"choose another training.output, or resume: auto"
+            )
+    elif resume != "auto" and not Path(resume).is_dir():
+        problems.append(f"checkpoint.resume = {resume}: no such directory; choose auto, never or the path of a checkpoint")
+    if recipe.checkpoint.initial:
+        problems += _initial_problems(recipe, Path(recipe.checkpoint.initial))
+    return problems
+
+
+def _initial_problems(recipe: Recipe, path: Path) -> list[str]:
+    """Whether `path` holds an exported model of the recipe's shape."""
+    key = f"checkpoint.initial = {recipe.checkpoint.initial}"
+    try:
+        exported = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [f"{key}: no exported model (a directory with config.json and model.safetensors); make one with ngpt export"]
+    if not isinstance(exported, dict) or not any(path.glob("*.safetensors")):
+        return [f"{key}: not an exported model: config.json or the safetensors files are missing; make one with ngpt export"]
+    return [
+        f"{key}: has {name} {exported[name]}, the recipe {wanted}; set {setting} to match, or choose another model"
+        for name, (setting, wanted) in _exported_shape(recipe.model).items()
+        if name in exported and exported[name] != wanted
+    ]
+
+
+def _exported_shape(model: Model) -> dict[str, tuple[str, object]]:
+    """(recipe key, value) by the names of an exported model's config.json."""
+    return {
+        "model_type": ("model.arch", "ngpt" if model.arch == "ngpt" else "llama"),
+        "hidden_size": ("model.hidden", model.hidden),
+        "num_hidden_layers": ("model.layers", model.layers),
+        "num_attention_heads": ("model.heads", model.heads),
+        "num_key_value_heads": ("model.kv_heads", model.groups),
+        "intermediate_size": ("model.ffn", model.ffn_size),
+        "rope_theta": ("model.rope_base", model.rope_base),
+    }
+
+
+def _gib(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
