@@ -162,5 +162,8 @@ def build_module(blueprint: Blueprint, engine_config: dict) -> torch.nn.Module:
         return DecoderPipeline(blueprint)
     if engine_config.get("zero_optimization", {}).get("stage", 0) < 3:
         return Decoder(blueprint)
-    with deepspeed.zero.Init(data_parallel_group=blueprint.grid.data.group, config_dict_or_path=engine_config):
+    grid = blueprint.grid
+    with deepspeed.zero.Init(
+        data_parallel_group=grid.data.group, config_dict_or_path=engine_config, mpu=DeepSpeedTopology(grid)
+    ):
         return Decoder(blueprint)
