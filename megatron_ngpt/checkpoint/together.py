@@ -1,0 +1,62 @@
+"""Work on files that all ranks depend on: what fails on one rank fails on every rank, so that none waits for it for ever."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_ngpt.errors import CheckpointError, NgptError
+
+T = TypeVar("T")
+
+
+def leads() -> bool:
+    """This rank does what is done once for all."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def together(action: Callable[[], T], doing: str) -> T:
+    """The result of `action` here, once every rank has run its own (collective over the world, a barrier).
+
+    Raises:
+        CheckpointError: on every rank, if it failed on any; one line that starts with `doing`.
+    """
+    result, error = None, None
+    try:
+        result = action()
+    except Exception as raised:
+        error = raised
+    failures = [_explain(error)]
+    if dist.is_initialized():
+        failures = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, _explain(error))
+    if told := [f for f in failures if f is not None]:
+        raise CheckpointError(f"{doing}: {told[0]}") from error
+    return result
+
+
+def on_first_rank(action: Callable[[], None], doing: str) -> None:
+    """Rank 0 runs `action`, the others wait for it and share its failure (collective)."""
+    together(action if leads() else lambda: None, doing)
+
+
+@contextmanager
+def one_line(doing: str) -> Iterator[None]:
+    """Turns the exception that `torch.distributed.checkpoint` raises on every rank into a CheckpointError of one line."""
+    try:
+        yield
+    except CheckpointException as failed:
+        error = failed.failures[min(failed.failures)][0]
+        raise CheckpointError(f"{doing}: {_explain(error)}") from error
+
+
+def _explain(error: BaseException | None) -> str | None:
+    if error is None:
+        return None
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    if isinstance(error, NgptError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
