@@ -29,4 +29,8 @@ class CheckpointError(NgptError):
 
 
 class TrainingError(NgptError):
-    """Training cannot go on, for example because the loss is not finite."""
+    """Training cannot go on, for example because the loss is not finite. Every rank raises it, rank 0 tells it."""
+
+
+class RankError(NgptError):
+    """A failure of one rank alone, for example a damaged file that only it reads: that rank must tell it."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from megatron_ngpt.config.place import Place, read_place, variables
 from megatron_ngpt.config.reference import help_text
-from megatron_ngpt.errors import ConfigError, NgptError
+from megatron_ngpt.errors import ConfigError, NgptError, RankError
 from megatron_ngpt.training.preflight import preflight
 
 USAGE = "usage: deepspeed [launcher options] launch/pretrain.py RECIPE.yaml [--section.key=value ...]"
@@ -52,7 +52,8 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         return _refuse(error, place)
     except NgptError as error:
-        print(f"rank {place.rank}: {error}" if place.rank else error, file=sys.stderr, flush=True)
+        if place.rank == 0 or isinstance(error, RankError):
+            print(f"rank {place.rank}: {error}" if isinstance(error, RankError) else error, file=sys.stderr, flush=True)
         return error.exit_code
 
 

@@ -49,11 +49,13 @@ def summary(ready: Ready) -> str:
     count = size.parameters(recipe.model, ready.vocabulary)
     memory = size.memory(recipe, ready.deepspeed, ready.vocabulary, ready.ranks)
     accumulation = recipe.training.global_batch // (recipe.training.micro_batch * ready.data_ranks)
+    ranks = f"{ready.ranks} rank{'s' if ready.ranks > 1 else ''}"
     host = f" and {_gib(memory.offloaded)} of host memory" if memory.offloaded else ""
     return (
-        f"{ready.ranks} ranks = tensor {parallel.tensor}{' (sequence parallel)' if parallel.sequence else ''} × "
+        f"{ranks} = tensor {parallel.tensor}{' (sequence parallel)' if parallel.sequence else ''} × "
         f"pipeline {parallel.pipeline} × data {ready.data_ranks}, {ready.deepspeed.name}, "
-        f"gradient accumulation {accumulation}; {recipe.model.arch}, {count:,} parameters; about {_gib(memory.device)}{host} a rank "
+        f"gradient accumulation {accumulation}; {recipe.model.arch}, {count:,} parameters; "
+        f"about {_gib(memory.device)}{host} a rank "
         f"(weights {_gib(memory.weights)}, gradients {_gib(memory.gradients)}, optimiser {_gib(memory.optimiser)}, "
         f"activations {_gib(memory.activations)})"
     )

@@ -1,0 +1,191 @@
+"""The training loop: batches in, updates, evaluation, checkpoints, a clean stop; what it learns goes to the monitor."""
+
+import math
+import time
+from pathlib import Path
+from typing import TextIO
+
+import torch
+import torch.distributed as dist
+
+import megatron_ngpt
+from megatron_ngpt.checkpoint.dcp import load
+from megatron_ngpt.checkpoint.files import read_state, write_text
+from megatron_ngpt.checkpoint.store import CheckpointStore
+from megatron_ngpt.config.deepspeed_json import engine_config
+from megatron_ngpt.config.load import dump_recipe
+from megatron_ngpt.data.batches import Rows, training_batches, validation_batches
+from megatron_ngpt.errors import DataError, NgptError, RankError, TrainingError
+from megatron_ngpt.monitor.flops import flops_per_token
+from megatron_ngpt.monitor.monitor import Monitor
+from megatron_ngpt.parallel.grid import make_grid
+from megatron_ngpt.training.engine import Engine, StepResult
+from megatron_ngpt.training.preflight import Ready, summary
+from megatron_ngpt.training.resume import changes, check_continues
+from megatron_ngpt.training.schedule import learning_rate
+from megatron_ngpt.training.stop import StopRequest
+
+
+class Trainer:
+    """One run on this rank, from step 0 or its newest checkpoint to the last step."""
+
+    def __init__(self, ready: Ready, device: torch.device, console: TextIO):
+        self.recipe, self.vocabulary = ready.recipe, ready.vocabulary
+        self.output = Path(self.recipe.training.output)
+        self.grid = make_grid(self.recipe.parallel.tensor, self.recipe.parallel.pipeline)
+        self.stop = StopRequest(device)
+        self.train_data = training_batches(self.recipe)
+        self.valid_data = validation_batches(self.recipe) if self.recipe.training.eval_every else {}
+        self.store = CheckpointStore(self.output, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every)
+        found, notes = self._find_checkpoint()
+        config = engine_config(self.recipe, ready.deepspeed, self.grid.data.size)
+        self.engine = Engine(self.recipe, self.vocabulary, config, self.grid, device)
+        self.step = self._fill_weights(found)
+        if self.grid.world.rank == 0:
+            write_text(self.output / "recipe.yaml", dump_recipe(self.recipe))
+        self.monitor = Monitor(self.output, self.recipe.training.steps, self.step, self.grid.world.rank, console)
+        for line in (summary(ready), *notes):
+            self.monitor.message(line)
+
+    def train(self) -> None:
+        """Train to the last step, or until asked to stop.
+
+        Raises:
+            TrainingError: the loss is not finite.
+            CheckpointError: a checkpoint could not be written.
+        """
+        try:
+            self._train()
+        finally:
+            self.monitor.close()
+
+    def _train(self) -> None:
+        training = self.recipe.training
+        saved, clock = self.step, Clock(self.step)
+        while self.step < training.steps:
+            self.step += 1
+            logs = self.step % training.log_every == 0 or self.step == training.steps
+            lr = learning_rate(self.recipe.schedule, self.recipe.optimizer, training.steps, self.step)
+            result = self.engine.step(self._rows(self.train_data, self.step), lr, measure=logs)
+            self._check_finite(result)
+            if logs:
+                self._log(result, lr, clock.lap(self.step))
+            last = self.step == training.steps
+            if training.eval_every and (self.step % training.eval_every == 0 or last):
+                self._evaluate()
+                clock.restart(self.step)
+            stops = self.stop.agreed()
+            if last or stops or (self.recipe.checkpoint.every and self.step % self.recipe.checkpoint.every == 0):
+                self._save()
+                saved = self.step
+                clock.restart(self.step)
+            if stops and not last:
+                self.monitor.message(f"asked to stop: checkpoint of step {saved} written; the same command continues from it")
+                return
+        self.monitor.message(f"trained to step {self.step}; checkpoint of step {saved} in {self.store.directory}")
+
+    def _rows(self, source, step: int) -> Rows:
+        """This data rank's rows of the step's global batch."""
+        own = source.global_batch // self.grid.data.size
+        try:
+            return source.rows(step, self.grid.data.rank * own, (self.grid.data.rank + 1) * own)
+        except DataError as error:
+            raise RankError(f"step {step}: {error}") from error
+
+    def _check_finite(self, result: StepResult) -> None:
+        for name, value in (("loss", result.loss), ("gradient norm", result.grad_norm)):
+            if not math.isfinite(value):
+                newest = self.store.newest()
+                good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+                raise TrainingError(
+                    f"step {self.step}: {name} is {value}; stopped, {good}. A lower optimizer.lr or optimizer.clip may help"
+                )
+
+    def _log(self, result: StepResult, lr: float, step_seconds: float) -> None:
+        batch_tokens = self.recipe.training.global_batch * self.recipe.model.context
+        per_second = batch_tokens / step_seconds
+        flops = flops_per_token(self.recipe.model, self.vocabulary) * per_second / self.grid.world.size
+        errors = self.engine.take_errors()
+        self.monitor.training(
+            step=self.step,
+            tokens=self.step * batch_tokens,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            lr=lr,
+            step_seconds=step_seconds,
+            tokens_per_second=per_second,
+            tflops_per_second=flops / 1e12,
+            max_norm_error=errors.after if self.recipe.model.arch == "ngpt" else None,
+        )
+
+    def _evaluate(self) -> None:
+        losses = {}
+        for name, source in self.valid_data.items():
+            steps = range(1, self.recipe.training.eval_batches + 1)
+            losses[name] = sum(self.engine.evaluate(self._rows(source, step)) for step in steps) / len(steps)
+        if losses:
+            self.monitor.validation(self.step, sum(losses.values()) / len(losses), losses)
+
+    def _find_checkpoint(self) -> tuple[Path | None, list[str]]:
+        """The checkpoint to continue from and what to tell about it; rank 0 looks, every rank shares what it found or why it refuses."""
+        outcome: list = [None]
+        if self.grid.world.rank == 0:
+            try:
+                outcome = [self._look_for_checkpoint()]
+            except NgptError as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome, src=0)
+        if isinstance(outcome[0], NgptError):
+            raise outcome[0]
+        return outcome[0]
+
+    def _look_for_checkpoint(self) -> tuple[Path | None, list[str]]:
+        found = self.store.find(self.recipe.checkpoint.resume)
+        if found is None:
+            return None, []
+        state = read_state(found)
+        check_continues(state, self.recipe, self.vocabulary, self.train_data.fingerprint)
+        return found, [f"continues from {found}", *changes(state, self.recipe)]
+
+    def _fill_weights(self, found: Path | None) -> int:
+        """Masters (and moments) from the checkpoint, an exported model or the seed; returns the step they are of."""
+        step = 0
+        if found:
+            step = load(found, self.engine.shards, self.engine.base)["step"]
+        elif self.recipe.checkpoint.initial:
+            from megatron_ngpt.checkpoint.initial import load_initial
+
+            load_initial(Path(self.recipe.checkpoint.initial), self.engine.shards, self.engine.blueprint)
+            self.engine.renormaliser.renormalise()
+        else:
+            self.engine.initialise()
+        self.engine.publish()
+        return step
+
+    def _save(self) -> None:
+        state = {
+            "tokens": self.step * self.recipe.training.global_batch * self.recipe.model.context,
+            "fingerprint": self.train_data.fingerprint,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "vocabulary": self.vocabulary,
+            "tokenizer": self.recipe.data.tokenizer,
+            "version": megatron_ngpt.__version__,
+        }
+        self.store.save(self.step, self.engine.shards, self.engine.base, state)
+
+
+class Clock:
+    """Seconds a step, without what evaluations and checkpoints take."""
+
+    def __init__(self, step: int):
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Measure from now on, after `step`."""
+        self._step, self._since = step, time.perf_counter()
+
+    def lap(self, step: int) -> float:
+        """Mean seconds of the steps since the last lap or restart."""
+        seconds = (time.perf_counter() - self._since) / (step - self._step)
+        self.restart(step)
+        return seconds

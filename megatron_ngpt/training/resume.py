@@ -1,0 +1,62 @@
+"""Whether a recipe continues a checkpoint: what makes another model or other data is refused, what may change is told."""
+
+from megatron_ngpt.config.recipe import Recipe
+from megatron_ngpt.errors import ConfigError
+
+FREE_MODEL_KEYS = {"embedding_shard", "residual_dtype", "context"}  # layout and precision, and a length that rotary embeddings can change
+FREE_SECTIONS = ("optimizer", "schedule", "training", "parallel")
+UNTOLD_KEYS = {"training.output", "training.seed"}  # where the run lies is no change of it; the seed is judged with the data
+
+
+def contradictions(state: dict, recipe: Recipe, vocabulary: int, fingerprint: str) -> list[str]:
+    """A line for each value of the recipe with which the checkpoint's run can't go on; both values are in it."""
+    problems = []
+    old, new = state["recipe"], recipe.model_dump(mode="json")
+    for key, value in new["model"].items():
+        if key not in FREE_MODEL_KEYS | {"vocab"} and old["model"].get(key) != value:
+            problems.append(_line(f"model.{key}", value, old["model"].get(key)))
+    if vocabulary != state["vocabulary"]:
+        problems.append(_line("model.vocab", vocabulary, state["vocabulary"]))
+    if fingerprint != state["fingerprint"]:
+        problems.append(_data_line(old, new))
+    return problems
+
+
+def check_continues(state: dict, recipe: Recipe, vocabulary: int, fingerprint: str) -> None:
+    """Raises ConfigError with every contradiction."""
+    problems = contradictions(state, recipe, vocabulary, fingerprint)
+    if problems:
+        raise ConfigError(*problems)
+
+
+def changes(state: dict, recipe: Recipe) -> list[str]:
+    """What the recipe changes of the checkpoint's run, of what may change: `section.key: old → new`."""
+    found = []
+    new = recipe.model_dump(mode="json")
+    for section in FREE_SECTIONS:
+        for key, value in new[section].items():
+            before = state["recipe"][section].get(key)
+            if before != value and f"{section}.{key}" not in UNTOLD_KEYS:
+                found.append(f"{section}.{key}: {before} → {value}")
+    if state["recipe"]["deepspeed"] != recipe.deepspeed:
+        found.append(f"deepspeed: {state['recipe']['deepspeed']} → {recipe.deepspeed}")
+    return found
+
+
+def _line(key: str, value, before) -> str:
+    return f"{key} = {value}: the checkpoint was trained with {before}; use that, or start afresh with another training.output"
+
+
+def _data_line(old: dict, new: dict) -> str:
+    pairs = [
+        ("training.seed", new["training"]["seed"], old["training"]["seed"]),
+        ("model.context", new["model"]["context"], old["model"]["context"]),
+        ("data.train", new["data"]["train"], old["data"]["train"]),
+    ]
+    for key, value, before in pairs:
+        if value != before:
+            return _line(key, value, before)
+    return (
+        f"data.train = {new['data']['train']}: the files under these names are not the ones the checkpoint was trained on; "
+        f"put those back, or start afresh with another training.output"
+    )
