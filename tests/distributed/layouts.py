@@ -1,0 +1,201 @@
+"""The layout table: which layouts are compared with which one-rank run, and how far they stray.
+
+    python -m tests.distributed.layouts [--only NAME ...]      prints the table as Markdown
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.distributed.ranks import train
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TIGHT = "tests/distributed/zero3-tight.json"  # ZeRO-3 with every parameter really cut and several sub-groups
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way to cut the run of `variant`: ranks, and the recipe keys that do it."""
+
+    name: str
+    ranks: int
+    keys: dict = field(default_factory=dict)
+    variant: str = "ngpt"
+
+    @property
+    def options(self) -> list[str]:
+        """Options of launch/pretrain.py."""
+        return [f"--{key}={value}" for key, value in (VARIANTS[self.variant] | self.keys).items()]
+
+
+# What is trained. Each variant has its own one-rank run.
+VARIANTS: dict[str, dict] = {
+    "ngpt": {},
+    "gpt": {"model.arch": "gpt", "optimizer.weight_decay": 0.1},
+    "odd vocabulary": {"model.vocab": 331},
+    "grouped queries": {"model.kv_heads": 4},
+    "slerp": {"model.update": "slerp"},
+    "tangent": {"optimizer.tangent": "true"},
+    "blend, masked documents": {"data.train": "[{prefix: DATA/a, weight: 0.7}, {prefix: DATA/b, weight: 0.3}]",
+                                "data.document_boundaries": "mask"},
+    "narrow feed-forward": {"model.ffn": 1},
+}
+
+
+def zero(stage: int, offload: bool = False) -> dict:
+    """The keys of a ZeRO stage in fp32."""
+    return {"deepspeed": f"ds_configs/zero{stage}{'-offload' if offload else ''}.json"}
+
+
+def cut(tensor: int = 1, pipeline: int = 1, sequence: bool = False, hidden: bool = False, stage: int = 0) -> dict:
+    """The keys of a layout."""
+    keys = {"parallel.tensor": tensor, "parallel.pipeline": pipeline, "parallel.sequence": str(sequence).lower()}
+    return keys | {"model.embedding_shard": "hidden" if hidden else "vocab"} | zero(stage)
+
+
+LAYOUTS = [
+    *(Layout(f"data 2, ZeRO-{z}", 2, zero(z)) for z in range(4)),
+    *(Layout(f"data 3, ZeRO-{z}", 3, zero(z)) for z in range(4)),
+    Layout("data 3, ZeRO-3, all cut", 3, {"deepspeed": TIGHT}),
+    Layout("data 2, ZeRO-2, offload", 2, zero(2, offload=True)),
+    Layout("data 2, ZeRO-3, offload", 2, zero(3, offload=True)),
+    Layout("tensor 2", 2, cut(2)),
+    Layout("tensor 4", 4, cut(4)),
+    Layout("tensor 2, sequence", 2, cut(2, sequence=True)),
+    Layout("tensor 2, hidden-sharded", 2, cut(2, hidden=True)),
+    Layout("tensor 3, hidden-sharded", 3, cut(3, hidden=True)),
+    Layout("tensor 2, hidden-sharded, sequence", 2, cut(2, sequence=True, hidden=True)),
+    Layout("tensor 3, hidden-sharded, sequence", 3, cut(3, sequence=True, hidden=True)),
+    *(Layout(f"tensor 2 × data 2, ZeRO-{z}", 4, cut(2, stage=z)) for z in (1, 2, 3)),
+    Layout("tensor 2 × data 2, hidden-sharded, ZeRO-3, all cut", 4, cut(2, hidden=True) | {"deepspeed": TIGHT}),
+    Layout("pipeline 2", 2, cut(pipeline=2)),
+    Layout("pipeline 4", 4, cut(pipeline=4)),
+    Layout("pipeline 2 × tensor 2", 4, cut(2, 2)),
+    Layout("pipeline 2 × tensor 2, sequence", 4, cut(2, 2, sequence=True)),
+    Layout("pipeline 2 × data 2, ZeRO-1", 4, cut(pipeline=2, stage=1)),
+    Layout("pipeline 2 × tensor 2 × data 2, ZeRO-1", 8, cut(2, 2, stage=1)),
+    Layout("odd vocabulary: tensor 2", 2, cut(2), "odd vocabulary"),
+    Layout("odd vocabulary: pipeline 2 × tensor 2, ZeRO-1", 4, cut(2, 2, stage=1), "odd vocabulary"),
+    Layout("grouped queries: tensor 4", 4, cut(4), "grouped queries"),
+    Layout("grouped queries: tensor 2 × data 2, ZeRO-2", 4, cut(2, stage=2), "grouped queries"),
+    Layout("micro-batch 1, 12 accumulation steps", 1, {"training.micro_batch": 1}),
+    Layout("micro-batch 12, no accumulation", 1, {"training.micro_batch": 12}),
+    Layout("recompute", 1, {"training.recompute": "full"}),
+    Layout("recompute: tensor 2 × data 2, sequence, ZeRO-3", 4, cut(2, sequence=True, stage=3) | {"training.recompute": "full"}),
+    Layout("recompute: pipeline 2 × tensor 2", 4, cut(2, 2) | {"training.recompute": "full"}),
+    Layout("slerp: tensor 2 × data 2, sequence, ZeRO-2", 4, cut(2, sequence=True, stage=2), "slerp"),
+    Layout("tangent: data 3, ZeRO-2", 3, zero(2), "tangent"),
+    Layout("tangent: data 3, ZeRO-3, all cut", 3, {"deepspeed": TIGHT}, "tangent"),
+    Layout("tangent: tensor 2 × data 2, hidden-sharded, ZeRO-1", 4, cut(2, hidden=True, stage=1), "tangent"),
+    Layout("masked blend: data 2, ZeRO-1", 2, zero(1), "blend, masked documents"),
+    Layout("masked blend: tensor 2, sequence", 2, cut(2, sequence=True), "blend, masked documents"),
+    Layout("masked blend: pipeline 2 × tensor 2", 4, cut(2, 2), "blend, masked documents"),
+    Layout("feed-forward 1: data 3, ZeRO-3, all cut (a row on three ranks)", 3, {"deepspeed": TIGHT}, "narrow feed-forward"),
+    Layout("gpt: data 3, ZeRO-3", 3, zero(3), "gpt"),
+    Layout("gpt: tensor 2, sequence", 2, cut(2, sequence=True), "gpt"),
+    Layout("gpt: tensor 2 × data 2, hidden-sharded, ZeRO-2", 4, cut(2, hidden=True, stage=2), "gpt"),
+    Layout("gpt: pipeline 2 × tensor 2 × data 2, ZeRO-1", 8, cut(2, 2, stage=1), "gpt"),
+]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a layout's run is from the one-rank run: largest relative differences, and the largest norm error of any step."""
+
+    loss: float
+    grad_norm: float
+    weights: float
+    norm_error: float
+    steps: int
+    clipped: bool
+
+
+class Table:
+    """Runs layouts and compares each with its variant's one-rank run, which is made once."""
+
+    def __init__(self, directory: Path, recipe: Path, data: Path):
+        self.directory, self.recipe, self.data = directory, recipe, data
+        self._references: dict[str, Path] = {}
+
+    def run(self, layout: Layout, name: str) -> Path:
+        """The run directory of a finished run of the layout."""
+        output = self.directory / name
+        options = [option.replace("DATA/", f"{self.data}/") for option in layout.options]
+        train(layout.ranks, [str(self.recipe), *options], output)
+        return output
+
+    def reference(self, variant: str) -> Path:
+        """The one-rank run of a variant."""
+        if variant not in self._references:
+            self._references[variant] = self.run(Layout(variant, 1, zero(0), variant), f"reference-{len(self._references)}")
+        return self._references[variant]
+
+    def compare(self, layout: Layout) -> Difference:
+        """Run the layout and compare."""
+        ours = self.run(layout, f"layout-{LAYOUTS.index(layout)}")
+        return difference(ours, self.reference(layout.variant))
+
+
+def metrics(output: Path) -> list[dict]:
+    """The training lines of a run's metrics.jsonl."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def difference(ours: Path, reference: Path) -> Difference:
+    """Compare two run directories, step by step and matrix by matrix."""
+    a, b = metrics(ours), metrics(reference)
+    assert [x["step"] for x in a] == [x["step"] for x in b]
+    clip = 0.1  # of tests/distributed/recipe.yaml
+
+    def worst(key: str) -> float:
+        return max(abs(x[key] - y[key]) / abs(y[key]) for x, y in zip(a, b, strict=True))
+
+    return Difference(
+        loss=worst("loss"),
+        grad_norm=worst("grad_norm"),
+        weights=weights_difference(ours, reference),
+        norm_error=max(x["max_norm_error"] or 0.0 for x in a),
+        steps=len(a),
+        clipped=all(x["grad_norm"] > clip for x in b),
+    )
+
+
+def weights_difference(ours: Path, reference: Path) -> float:
+    """The largest ‖ΔW‖ / ‖W‖ over the parameters of the two runs' last checkpoints."""
+    from megatron_ngpt.checkpoint.dcp import StoredTensors
+    from megatron_ngpt.checkpoint.store import CheckpointStore
+
+    a, b = (StoredTensors(CheckpointStore(path, 1, 0).newest()) for path in (ours, reference))
+    assert sorted(a.names) == sorted(b.names) and a.names
+    worst = 0.0
+    for name in b.names:
+        want = b.read(name).double()
+        worst = max(worst, ((a.read(name).double() - want).norm() / want.norm()).item())
+    return worst if math.isfinite(worst) else math.inf
+
+
+def main() -> None:
+    """Print the table."""
+    from tests.distributed.corpus import make_corpus
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", help="names of layouts")
+    chosen = parser.parse_args().only
+    with tempfile.TemporaryDirectory() as folder:
+        data = make_corpus(Path(folder) / "data")
+        table = Table(Path(folder), data / "recipe.yaml", data)
+        print("| layout | ranks | loss | gradient norm | weights | max abs(‖w‖−1) |\n| --- | --- | --- | --- | --- | --- |")
+        for layout in LAYOUTS:
+            if not chosen or layout.name in chosen:
+                d = table.compare(layout)
+                print(f"| {layout.name} | {layout.ranks} | {d.loss:.0e} | {d.grad_norm:.0e} | {d.weights:.0e} | {d.norm_error:.0e} |")
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
