@@ -1,0 +1,1 @@
+"""From text to verified, memory-mapped token datasets: `python -m data_tools --help`."""

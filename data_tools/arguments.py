@@ -1,0 +1,56 @@
+"""What the commands' arguments have in common: several values after one option, globs, errors as single lines."""
+
+import glob
+import os
+
+from typer.core import TyperCommand
+
+from megatron_ngpt.errors import ConfigError
+
+
+class ManyInputs(TyperCommand):
+    """A command whose `--input` takes one or more values, and may be given again: `--input a b --input c`."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        """Repeat the option before each of its values, which is the form that the parser knows."""
+        return super().parse_args(ctx, repeat_option(args, "--input"))
+
+
+def repeat_option(arguments: list[str], option: str) -> list[str]:
+    """`--input a b` as `--input a --input b`: values reach up to the next argument that begins with a dash."""
+    repeated, inside = [], False
+    for argument in arguments:
+        if argument.startswith("-"):
+            inside = argument == option
+            if not inside:
+                repeated.append(argument)
+        else:
+            repeated += [option, argument] if inside else [argument]
+    return repeated
+
+
+def find_files(patterns: list[str]) -> list[str]:
+    """The files that paths and globs name, in the order given, a glob's sorted. Raises ConfigError for each that names none."""
+    files, problems = [], []
+    for pattern in patterns:
+        found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        plain = [path for path in found if not os.path.isdir(path)]
+        if not plain:
+            problems.append(f"--input {pattern}: {'is a directory' if found else 'no such file'}; give files or a quoted glob "
+                            "such as 'texts/*.jsonl'")
+        files += plain
+    repeated = sorted({path for path in files if files.count(path) > 1}) if len(set(files)) < len(files) else []
+    problems += [f"--input {path}: named twice; its documents would be there twice" for path in repeated]
+    if problems:
+        raise ConfigError(*problems)
+    return files
+
+
+def at_least(option: str, value: float, least: float) -> list[str]:
+    """A line if an option's value is below what makes sense."""
+    return [] if value >= least else [f"{option}: {value} is too small; give {least} or more"]
+
+
+def unescape(separator: str) -> str:
+    r"""A separator as typed, with \n, \t and \\ standing for newline, tab and backslash."""
+    return separator.replace("\\\\", "\0").replace("\\n", "\n").replace("\\t", "\t").replace("\0", "\\")

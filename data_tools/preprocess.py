@@ -1,0 +1,142 @@
+"""`preprocess`: text files to one dataset; all processors busy, memory that does not grow, work that survives a kill."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+from data_tools.chunks import Chunk, Source, read_chunks, recognise
+from data_tools.encode import Encoded, encode_chunks, group_chunks
+from data_tools.plan import Journal, Work
+from data_tools.progress import byte_progress
+from megatron_ngpt.data.indexed import token_dtype
+from megatron_ngpt.data.tokenizer import Tokenizer
+from megatron_ngpt.data.writer import IndexedWriter
+from megatron_ngpt.errors import DataError, NgptError
+
+SHARD_BYTES = 64 << 20          # of input on disk: how much is done again after a kill, at most
+SHOWN_PROBLEMS = 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `preprocess` was asked for."""
+
+    files: list[str]
+    tokenizer: str
+    output: str
+    workers: int
+    text_key: str = "text"
+    split_on: str | None = None
+    shuffle_seed: int | None = None
+    skip_malformed: bool = False
+
+
+def preprocess(options: Options) -> dict:
+    """Make the dataset `options.output`, or go on making it, and return its meta data; if it is complete already, {}.
+
+    Raises ConfigError and DataError for mistakes and malformed input, NgptError for failures after which a re-run goes on.
+    """
+    tokenizer = Tokenizer(options.tokenizer)
+    sources = [recognise(path, options.split_on) for path in options.files]
+    work = Work(options.output, _arguments(options, sources, tokenizer))
+    if work.already_complete():
+        return {}
+    journal = work.open()
+    try:
+        return _Run(options, tokenizer, sources, work, journal).finish()
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise NgptError(f"{error.filename or options.output}: {reason}; the finished part is kept in {work.folder}, and the "
+                        "same command goes on with it") from None
+
+
+def _arguments(options: Options, sources: list[Source], tokenizer: Tokenizer) -> dict:
+    """What the output's bytes depend on. Input files are told apart by size and time of change."""
+    return {
+        "input": [[os.path.abspath(source.path), source.size, os.stat(source.path).st_mtime_ns] for source in sources],
+        "tokenizer": tokenizer.sha256,
+        "text_key": options.text_key,
+        "split_on": options.split_on,
+        "shuffle_seed": options.shuffle_seed,
+    }
+
+
+class _Run:
+    def __init__(self, options: Options, tokenizer: Tokenizer, sources: list[Source], work: Work, journal: Journal):
+        self.options, self.tokenizer, self.sources, self.work, self.journal = options, tokenizer, sources, work, journal
+        self.target = options.output if options.shuffle_seed is None else f"{work.base}-in-order"
+        self._passed = [0]
+        for source in sources:
+            self._passed.append(self._passed[-1] + source.size)
+
+    def finish(self) -> dict:
+        """Write what is missing of the tokens, shuffle them if asked to, and give the dataset its name."""
+        meta = {"tokenizer_sha256": self.tokenizer.sha256, "vocab_size": self.tokenizer.size}
+        if not os.path.exists(f"{self.target}.idx"):
+            self.work.recover_renamed(self.target, self.work.base)
+            with IndexedWriter(
+                self.work.base, token_dtype(self.tokenizer.size), self.journal.documents, self.journal.bin_bytes
+            ) as writer:
+                self._write(writer)
+                counts = {"text_bytes": self.journal.text_bytes, "empty_documents": self.journal.empty,
+                          "malformed_lines": self.journal.malformed, "arguments_sha256": self.work.digest}
+                meta = writer.finish(self.target, meta | counts)
+        if self.options.shuffle_seed is not None:
+            from data_tools.merge import merge
+            meta = merge([self.target], self.options.output, self.options.shuffle_seed, keep_meta=True)
+        self.work.close()
+        return meta
+
+    def _write(self, writer: IndexedWriter) -> None:
+        options, journal = self.options, self.journal
+        chunks = read_chunks(self.sources, options.text_key, options.split_on, (journal.file, journal.position))
+        encoder = self.tokenizer, options.text_key, options.split_on
+        # The generator is closed before the writer, so that no worker outlives an error.
+        with closing(encode_chunks(group_chunks(chunks), options.workers, *encoder)) as encoded:
+            self._append(writer, encoded)
+
+    def _append(self, writer: IndexedWriter, encoded: Iterator[tuple[list[Chunk], Encoded]]) -> None:
+        first = next(encoded, None)         # starts the workers, before the bar starts its thread
+        with byte_progress() as bar:
+            done = self._passed[self.journal.file] + self.journal.consumed
+            task, recorded = bar.add_task("preprocess", total=self._passed[-1], completed=done), done
+            while first is not None:
+                chunks, tokens = first
+                writer.add(tokens.tokens, tokens.lengths)
+                self._count(chunks, tokens, writer)
+                done = self._passed[self.journal.file] + self.journal.consumed
+                bar.update(task, completed=done)
+                if done - recorded >= SHARD_BYTES:
+                    writer.sync()
+                    self.work.record(self.journal)
+                    recorded = done
+                first = next(encoded, None)
+            bar.update(task, completed=self._passed[-1])
+
+    def _count(self, chunks: list[Chunk], tokens: Encoded, writer: IndexedWriter) -> None:
+        journal = self.journal
+        for chunk, lines, malformed in zip(chunks, tokens.lines, tokens.malformed, strict=True):
+            if chunk.file != journal.file:
+                journal.lines = 0
+            if malformed:
+                self._report(chunk, malformed, journal.lines)
+            journal.malformed += len(malformed)
+            journal.file, journal.position, journal.consumed = chunk.file, chunk.end, chunk.consumed
+            journal.lines += lines
+        journal.text_bytes += tokens.text_bytes
+        journal.empty += tokens.empty
+        journal.documents, journal.bin_bytes = writer.documents, writer.bytes
+
+    def _report(self, chunk: Chunk, malformed: list[tuple[int, str]], lines: int) -> None:
+        unit = {"jsonl": "line", "parquet": "row", "text": "document"}[chunk.source.kind]
+        shown = max(0, SHOWN_PROBLEMS - self.journal.malformed)
+        problems = [f"{chunk.source.path}: {unit} {lines + number + 1}: {reason}" for number, reason in malformed[:shown]]
+        if not self.options.skip_malformed:
+            more = f"{len(malformed)} malformed so far; mend the file" if len(malformed) > 1 else "mend the file"
+            raise DataError(*problems, f"{chunk.source.path}: {more} and remove {self.work.folder}, or leave such {unit}s out "
+                            "with --skip_malformed")
+        for problem in problems:
+            print(f"skipped: {problem}", file=sys.stderr)

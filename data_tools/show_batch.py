@@ -1,0 +1,28 @@
+"""`show-batch`: the exact tokens that a training step reads."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ngpt.config.load import load_recipe
+from megatron_ngpt.data.batches import Rows, training_batches
+from megatron_ngpt.errors import ConfigError
+
+
+def step_rows(recipe_path: str, step: int, overrides: list[str]):
+    """(recipe, the rows of the whole global batch of step `step`, in global order)."""
+    recipe = load_recipe(recipe_path, overrides)
+    if step < 1:
+        raise ConfigError(f"--step {step}: steps count from 1")
+    return recipe, training_batches(recipe).rows(step, 0, recipe.training.global_batch)
+
+
+def save_rows(rows: Rows, output: str) -> None:
+    """Write the tokens, int32 [global_batch, context + 1], as a .npy file under exactly this name."""
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        np.save(file, rows.tokens)
+    os.replace(temporary, path)
