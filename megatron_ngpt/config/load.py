@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from megatron_ngpt.config import text
-from megatron_ngpt.config.mistakes import dotted, explain, shown
+from megatron_ngpt.config.mistakes import dotted, explain, section_of, shown
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.errors import ConfigError
 
@@ -53,7 +53,7 @@ def read_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Readi
     problems = []
     for argument in overrides:
         try:
-            _override(tree, argument)
+            tree = _override(tree, argument)
         except ConfigError as error:
             problems += error.problems
     try:
@@ -66,7 +66,7 @@ def read_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Readi
 
 
 def _sections(path: str) -> dict:
-    """The file's sections as plain dicts; a section without keys is empty."""
+    """The file's sections as plain dicts; a section that is absent or has no keys is empty."""
     try:
         content = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -78,17 +78,18 @@ def _sections(path: str) -> dict:
         tree = {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds {shown(tree)}; a recipe is a mapping of sections ({', '.join(Recipe.model_fields)})")
-    return {key: {} if value is None and key != "deepspeed" else value for key, value in tree.items()}
+    empty = {name: {} for name, info in Recipe.model_fields.items() if section_of(info.annotation)}
+    return empty | {key: value for key, value in tree.items() if value is not None or key not in empty}
 
 
-def _override(tree: dict, argument: str) -> None:
-    """Put the value of `--section.key=value` into the tree; a number in the key is a place in a list."""
+def _override(tree: dict, argument: str) -> dict:
+    """The tree with the value of `--section.key=value` put in; a number in the key is a place in a list."""
     match = OVERRIDE.fullmatch(argument)
     if not match:
         raise ConfigError(f"{argument}: not an option; a key of the recipe is set with --section.key=value")
     key, value = match[1], text.parse(match[2], f"--{match[1]}")
     *above, last = key.split(".")
-    node: Any = tree
+    node: Any = (tree := copy.deepcopy(tree))
     for name, below in zip(above, key.split(".")[1:], strict=True):
         place = _place(node, name, key)
         absent = place == len(node) if isinstance(node, list) else node.get(place) is None
@@ -96,6 +97,7 @@ def _override(tree: dict, argument: str) -> None:
             _put(node, place, [] if below.isdigit() else {})
         node = node[place]
     _put(node, _place(node, last, key), value)
+    return tree
 
 
 def _place(node: Any, name: str, key: str) -> str | int:
@@ -104,6 +106,8 @@ def _place(node: Any, name: str, key: str) -> str | int:
         return name
     if not isinstance(node, list):
         raise ConfigError(f"--{key}: {shown(node)} has no key {name!r}")
+    if not node and name != "0":
+        raise ConfigError(f"--{key}: the recipe has no list here yet; start with place 0, or give the whole list")
     if not name.isdigit() or int(name) > len(node):
         raise ConfigError(f"--{key}: {name!r} is no place in a list of {len(node)}; choose 0 to {len(node)}, the last appends")
     return int(name)

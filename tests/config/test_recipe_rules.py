@@ -1,0 +1,81 @@
+"""Rules between keys: each is broken once, alone, and says what to choose."""
+
+import pytest
+
+from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice
+from megatron_ngpt.config.load import load_recipe
+from megatron_ngpt.config.rules import data_ranks, problems
+
+FITS = """
+model: {layers: 4, hidden: 64, heads: 4, context: 32}
+data: {tokenizer: t, train: [{prefix: p}]}
+training: {output: o, global_batch: 16, micro_batch: 2, steps: 100}
+"""
+ZERO1 = DeepSpeedChoice(1, False, False, {})
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """The recipe that fits, with overrides."""
+    path = tmp_path / "fits.yaml"
+    path.write_text(FITS)
+    return lambda *overrides: load_recipe(str(path), overrides)
+
+
+@pytest.mark.parametrize(("overrides", "world"), [
+    ([], 1), ([], 8), (["--parallel.tensor=4", "--parallel.sequence=true"], 4), (["--parallel.pipeline=4"], 8),
+    (["--model.heads=3", "--model.hidden=66", "--model.ffn=9", "--parallel.tensor=3", "--model.embedding_shard=hidden"], 3),
+    (["--model.kv_heads=2", "--parallel.tensor=2", "--parallel.pipeline=2"], 8), (["--parallel.sequence=true"], 1),
+    (["--model.arch=gpt", "--model.embedding_shard=hidden", "--schedule.warmup_steps=99"], 2),
+    (["--schedule.kind=wsd", "--schedule.warmup_steps=10"], 1), (["--optimizer.tangent=true", "--model.update=slerp"], 1),
+])
+def test_what_fits_passes(recipe, overrides, world):
+    assert problems(recipe(*overrides), ZERO1, world) == []
+
+
+@pytest.mark.parametrize(("overrides", "world", "said"), [
+    (["--model.heads=3"], 1, "model.heads = 3: must divide model.hidden = 64; choose 2 or 4"),
+    (["--model.hidden=36", "--model.heads=4"], 1, "model.heads = 4: a head of 9 is odd"),
+    (["--model.kv_heads=3"], 1, "model.kv_heads = 3: must divide model.heads = 4; choose 2 or 4"),
+    (["--parallel.tensor=8"], 8, "parallel.tensor = 8: must divide model.heads = 4; choose 4"),
+    (["--model.kv_heads=2", "--parallel.tensor=4"], 4, "parallel.tensor = 4: must divide model.kv_heads = 2; choose 2"),
+    (["--model.ffn=6", "--parallel.tensor=4"], 4, "parallel.tensor = 4: must divide model.ffn = 6; choose 3 or 6"),
+    (["--model.context=30", "--parallel.tensor=4", "--parallel.sequence=true"], 4, "parallel.tensor = 4: must divide model."),
+    (["--parallel.pipeline=8"], 8, "parallel.pipeline = 8: more stages than model.layers = 4; choose 1 to 4"),
+    (["--parallel.tensor=2"], 3, "parallel.tensor = 2, parallel.pipeline = 1: their product 2 must divide"),
+    (["--training.global_batch=17"], 2, "training.global_batch = 17: must be a multiple of training.micro_batch = 2 times 2 "
+     "data parallel ranks; choose 16 or 20"),
+    (["--training.global_batch=2"], 2, "training.global_batch = 2: must be a multiple of training.micro_batch = 2 times 2 data "
+     "parallel ranks; choose 4"),
+    (["--schedule.warmup_steps=100"], 1, "schedule.warmup_steps = 100: must be less than training.steps = 100; choose 0 to 99"),
+    (["--schedule.warmup_steps=50", "--schedule.decay_steps=50"], 1, "schedule.warmup_steps = 50: must be less than schedule"),
+    (["--schedule.decay_steps=101"], 1, "schedule.decay_steps = 101: longer than the run of training.steps = 100"),
+    (["--schedule.min_lr=1"], 1, "schedule.min_lr = 1.0: above optimizer.lr = 0.0015"),
+    (["--optimizer.tangent=true", "--model.arch=gpt"], 1, "optimizer.tangent = true: only an nGPT has weights on the sphere"),
+    (["--training.eval_every=5"], 1, "training.eval_every = 5: data.valid is empty"),
+    (["--checkpoint.initial=m", "--checkpoint.resume=c"], 1, "checkpoint.initial = m: a run that resumes c"),
+])
+def test_what_does_not_fit_is_one_line(recipe, overrides, world, said):
+    found = problems(recipe(*overrides), ZERO1, world)
+    assert len(found) == 1 and found[0].startswith(said), found
+
+
+@pytest.mark.parametrize(("choice", "overrides", "said"), [
+    (DeepSpeedChoice(2, False, False, {}), ["--parallel.pipeline=2"], "ZeRO-2 with parallel.pipeline = 2"),
+    (DeepSpeedChoice(3, True, False, {}), ["--parallel.pipeline=2"], "choose bf16-zero1.json, or parallel.pipeline: 1"),
+    (DeepSpeedChoice(1, True, True, {}), ["--parallel.pipeline=2"], "choose a file without offload"),
+    (DeepSpeedChoice(0, True, False, {}), [], "choose bf16-zero1.json"),
+    (DeepSpeedChoice(3, False, False, {}), ["--training.compile=true"], "choose ZeRO 0, 1 or 2, or compile: false"),
+])
+def test_combinations_that_deepspeed_cannot_run(recipe, choice, overrides, said):
+    found = problems(recipe(*overrides), choice, 2)
+    assert len(found) == 1 and said in found[0], found
+
+
+def test_rules_without_deepspeeds_choice_and_several_at_once(recipe):
+    found = problems(recipe("--model.heads=3", "--training.global_batch=17", "--parallel.pipeline=9"), None, 9)
+    assert len(found) == 3
+
+
+def test_data_ranks(recipe):
+    assert data_ranks(recipe("--parallel.tensor=2", "--parallel.pipeline=2"), 12) == 3

@@ -1,0 +1,60 @@
+"""Checks beyond the recipe's own keys: the model to start from, the run directory, defaults that stand in for wrong keys."""
+
+import json
+
+import pytest
+
+from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.training.preflight import preflight
+
+SHAPE = {"model_type": "ngpt", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
+         "intermediate_size": 128, "rope_theta": 10000.0}
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """Writes what stands for an exported model and returns its path."""
+
+    def write(weights: bool = True, **changes) -> str:
+        (tmp_path / "config.json").write_text(json.dumps(SHAPE | changes))
+        if weights:
+            (tmp_path / "model.safetensors").touch()
+        return str(tmp_path)
+
+    return write
+
+
+def problems(*arguments) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        preflight(*arguments)
+    return caught.value.problems
+
+
+def test_a_model_to_start_from_must_have_the_recipes_shape(good_recipe, exported):
+    assert preflight(str(good_recipe), [f"--checkpoint.initial={exported()}"], 2).data_ranks == 2
+    found = problems(str(good_recipe), [f"--checkpoint.initial={exported(hidden_size=64, model_type='llama')}"], 1)
+    assert len(found) == 2
+    assert "has model_type llama, the recipe ngpt; set model.arch to match" in found[0]
+    assert "has hidden_size 64, the recipe 32; set model.hidden to match" in found[1]
+
+
+def test_a_model_without_weights_is_refused(good_recipe, exported):
+    assert "safetensors" in problems(str(good_recipe), [f"--checkpoint.initial={exported(weights=False)}"], 1)[0]
+
+
+def test_a_run_directory_is_not_made_by_checking(good_recipe, tmp_path):
+    output = tmp_path / "deep" / "run"
+    assert preflight(str(good_recipe), [f"--training.output={output}"], 1).recipe.training.output == str(output)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fresh_run_may_say_never(good_recipe, tmp_path):
+    preflight(str(good_recipe), [f"--training.output={tmp_path}", "--checkpoint.resume=never"], 1)
+    (tmp_path / "checkpoints" / "step-00000012").mkdir(parents=True)
+    found = problems(str(good_recipe), [f"--training.output={tmp_path}", "--checkpoint.resume=never"], 1)
+    assert len(found) == 1 and "step-00000012" in found[0]
+
+
+def test_no_problem_is_invented_from_the_default_of_a_wrong_key(good_recipe):
+    found = problems(str(good_recipe), ["--model.hidden=wide", "--model.heads=3", "--parallel.pipeline=5"], 5)
+    assert [line.split(" = ")[0] for line in found] == ["model.hidden", "parallel.pipeline"]
