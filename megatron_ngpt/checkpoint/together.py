@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_ngpt.errors import CheckpointError, NgptError
+from megatron_ngpt.errors import CheckpointError, ConfigError, NgptError
 
 T = TypeVar("T")
 
@@ -22,18 +22,23 @@ def together(action: Callable[[], T], doing: str) -> T:
 
     Raises:
         CheckpointError: on every rank, if it failed on any; one line that starts with `doing`.
+        ConfigError: the same, as it was raised, for a user's mistake.
     """
     result, error = None, None
     try:
         result = action()
     except Exception as raised:
         error = raised
-    failures = [_explain(error)]
+    mistakes = error.problems if isinstance(error, ConfigError) else None
+    failures = [(_explain(error), mistakes)]
     if dist.is_initialized():
-        failures = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, _explain(error))
-    if told := [f for f in failures if f is not None]:
-        raise CheckpointError(f"{doing}: {told[0]}") from error
+        failures *= dist.get_world_size()
+        dist.all_gather_object(failures, (_explain(error), mistakes))
+    for told, mistakes in failures:
+        if mistakes is not None:
+            raise ConfigError(*mistakes) from error
+        if told is not None:
+            raise CheckpointError(f"{doing}: {told}") from error
     return result
 
 

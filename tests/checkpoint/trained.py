@@ -1,0 +1,41 @@
+"""Checkpoints that look trained: unit vectors, scales that left their start, and the state that a run writes."""
+
+from pathlib import Path
+
+import torch
+
+from megatron_ngpt.checkpoint.store import CheckpointStore
+from megatron_ngpt.config.recipe import Data, Dataset, Model, Recipe, Training
+from megatron_ngpt.model.blueprint import Blueprint
+from megatron_ngpt.model.decoder import Decoder
+from megatron_ngpt.model.initial import initialise
+from megatron_ngpt.parallel.grid import RankGrid
+from megatron_ngpt.parallel.shards import shards_of
+from megatron_ngpt.sphere.renormalise import Renormaliser
+
+SHAPE = {"layers": 2, "hidden": 24, "heads": 4, "kv_heads": 2, "ffn": 40, "context": 16, "rope_base": 500.0}
+
+
+def make_model(arch: str = "ngpt", vocabulary: int = 33, seed: int = 5, **changes) -> Decoder:
+    """A small model on the sphere whose scales and norms differ entry by entry."""
+    module = Decoder(Blueprint(Model(arch=arch, **{**SHAPE, **changes}), vocabulary))
+    shards = shards_of(module)
+    initialise(module, shards, seed)
+    Renormaliser(shards, RankGrid()).renormalise()
+    generator = torch.Generator().manual_seed(seed)
+    for shard in shards.values():
+        if shard.name.rsplit(".", 1)[-1] != "weight" or len(shard.placement.shape) == 1:
+            with torch.no_grad():
+                shard.master.mul_(1 + 0.5 * torch.randn(shard.count, generator=generator))
+    return module
+
+
+def save_run(output: Path, module: Decoder, tokenizer: str | None = None, boundaries: str = "ignore") -> Path:
+    """A run directory with one checkpoint of the module; returns the checkpoint."""
+    recipe = Recipe(
+        model=module.blueprint.model,
+        data=Data(tokenizer=tokenizer or "none", train=[Dataset(prefix="none")], document_boundaries=boundaries),
+        training=Training(output=str(output)),
+    )
+    state = {"recipe": recipe.model_dump(mode="json"), "vocabulary": module.blueprint.vocabulary, "tokenizer": tokenizer}
+    return CheckpointStore(output, 1, 0).save(3, shards_of(module), None, state)
