@@ -54,9 +54,8 @@ def corpus(tmp_path_factory) -> Path:
 
 def launch(command: list, **environment: str) -> None:
     """Run to the end; the test fails with what was printed if the command does."""
-    done = subprocess.run(
-        list(map(str, command)), cwd=REPOSITORY, env=os.environ | ENVIRONMENT | environment, timeout=SECONDS, capture_output=True
-    )
+    command, variables = [str(part) for part in command], os.environ | ENVIRONMENT | environment
+    done = subprocess.run(command, cwd=REPOSITORY, env=variables, timeout=SECONDS, capture_output=True)
     assert done.returncode == 0, (done.stdout + done.stderr).decode(errors="replace")[-5000:]
 
 
@@ -64,13 +63,12 @@ def test_two_hosts_train_like_one(hosts, corpus, tmp_path):
     """Tensor ranks on a host, data ranks and their ZeRO-2 partitions across the hosts."""
     deepspeed = Path(sys.executable).with_name("deepspeed")
     script, recipe = "launch/pretrain.py", corpus / "recipe.yaml"
-    layout = ["--parallel.tensor=2", "--deepspeed=ds_configs/zero2.json"]
+    layout = ["--parallel.tensor=2", "--deepspeed=ds_configs/zero2.json", f"--training.output={tmp_path / 'two'}"]
     (tmp_path / "environment").write_text("".join(f"{key}={value}\n" for key, value in ENVIRONMENT.items()))
 
     launch([deepspeed, "--num_gpus", 2, script, recipe, f"--training.output={tmp_path / 'one'}"])
     launch(
-        [HOSTS, "on", hosts, 1, deepspeed, "--hostfile", hosts / "hostfile", script, recipe, *layout]
-        + [f"--training.output={tmp_path / 'two'}"],
+        [HOSTS, "on", hosts, 1, deepspeed, "--hostfile", hosts / "hostfile", script, recipe, *layout],
         DS_ENV_FILE=str(tmp_path / "environment"),
     )
 
