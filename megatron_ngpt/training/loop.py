@@ -11,6 +11,7 @@ import torch.distributed as dist
 import megatron_ngpt
 from megatron_ngpt.checkpoint.dcp import load
 from megatron_ngpt.checkpoint.files import read_state, write_text
+from megatron_ngpt.checkpoint.initial import load_initial
 from megatron_ngpt.checkpoint.store import CheckpointStore
 from megatron_ngpt.config.deepspeed_json import engine_config
 from megatron_ngpt.config.load import dump_recipe
@@ -153,8 +154,6 @@ class Trainer:
         if found:
             step = load(found, self.engine.shards, self.engine.base)["step"]
         elif self.recipe.checkpoint.initial:
-            from megatron_ngpt.checkpoint.initial import load_initial
-
             load_initial(Path(self.recipe.checkpoint.initial), self.engine.shards, self.engine.blueprint)
             self.engine.renormaliser.renormalise()
         else:

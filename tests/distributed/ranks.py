@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -16,14 +17,17 @@ _CONTEXT.set_forkserver_preload(["tests.distributed.preload"])
 
 
 class Run:
-    """A training run under way on `ranks` ranks; `arguments` are those of launch/pretrain.py."""
+    """A training run under way on `ranks` ranks; `arguments` are those of launch/pretrain.py.
 
-    def __init__(self, ranks: int, arguments: list[str], output: Path):
+    `before`, a function of a module, is called on each rank before the entry point, with the run directory: to watch, or to break.
+    """
+
+    def __init__(self, ranks: int, arguments: list[str], output: Path, before: Callable[[Path], None] | None = None):
         self.output = output
         port = _free_port()
         arguments = [*arguments, f"--training.output={output}"]
         self.processes = [
-            _CONTEXT.Process(target=_rank, args=(rank, ranks, port, arguments, str(output) + f".rank{rank}"), daemon=True)
+            _CONTEXT.Process(target=_rank, args=(rank, ranks, port, arguments, output, before), daemon=True)
             for rank in range(ranks)
         ]
         for process in self.processes:
@@ -59,23 +63,25 @@ class Run:
         return "\n".join(parts)
 
 
-def train(ranks: int, arguments: list[str], output: Path) -> Run:
+def train(ranks: int, arguments: list[str], output: Path, before: Callable[[Path], None] | None = None) -> Run:
     """A finished run; fails the test that asked for it if a rank failed."""
-    run = Run(ranks, arguments, output)
+    run = Run(ranks, arguments, output, before)
     statuses = run.wait()
     assert statuses == [0] * ranks, f"exit statuses {statuses}\n{run.story()}"
     return run
 
 
-def _rank(rank: int, ranks: int, port: int, arguments: list[str], terminal: str) -> None:
+def _rank(rank: int, ranks: int, port: int, arguments: list[str], output: Path, before: Callable | None) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
-    file = os.open(terminal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(f"{output}.rank{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     from megatron_ngpt.training.entry import main
 
+    if before:
+        before(output)
     sys.exit(main(arguments))
 
 

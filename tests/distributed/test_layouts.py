@@ -4,6 +4,7 @@ import pytest
 
 from tests.distributed.layouts import LAYOUTS
 
+pytestmark = pytest.mark.usefixtures("in_repository")
 TOLERANCE = 1e-5
 NORM_ERROR = 1e-6
 

@@ -1,24 +1,27 @@
-"""One corpus and one table of runs for the whole session."""
+"""What tests of several rooms share: one small corpus and one table of runs for the whole session."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.distributed.corpus import REPOSITORY, make_corpus
-from tests.distributed.layouts import Table
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
+    """A directory with tokenizer.model, datasets a and b, and recipe.yaml."""
     return make_corpus(tmp_path_factory.mktemp("corpus") / "data")
 
 
 @pytest.fixture(scope="session")
-def table(corpus, tmp_path_factory) -> Table:
+def table(corpus, tmp_path_factory):
+    """Runs layouts, and the one-rank runs they are compared with."""
+    from tests.distributed.layouts import Table
+
     return Table(tmp_path_factory.mktemp("layouts"), corpus / "recipe.yaml", corpus)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def in_repository(monkeypatch):
     """Recipes name ds_configs/ from the repository's root, as users do."""
     monkeypatch.chdir(REPOSITORY)

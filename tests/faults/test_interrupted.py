@@ -1,0 +1,92 @@
+"""Runs that are killed, stopped or fail go on as if nothing had happened, or stop with one clear line."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.layouts import cut, zero
+from tests.distributed.ranks import Run, train
+
+pytestmark = pytest.mark.usefixtures("in_repository")
+EVERY = {"checkpoint.every": 5}
+
+
+def options(keys: dict) -> list[str]:
+    return [f"--{key}={value}" for key, value in (EVERY | keys).items()]
+
+
+def lines(output: Path) -> list[dict]:
+    """metrics.jsonl without what differs between two clocks."""
+    found = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    clocks = ("step_seconds", "tokens_per_second", "tflops_per_second")
+    return [{key: value for key, value in line.items() if key not in clocks} for line in found]
+
+
+def wait_for_step(run: Run, step: int, seconds: float = 100) -> None:
+    """Until metrics.jsonl has the line of a step."""
+    path, deadline = run.output / "metrics.jsonl", time.monotonic() + seconds
+    while not path.exists() or f'"step": {step},' not in path.read_text():
+        assert time.monotonic() < deadline and any(p.is_alive() for p in run.processes), run.story()
+        time.sleep(0.005)
+
+
+def test_killed_run_resumes_bit_for_bit_and_in_another_layout(corpus, tmp_path):
+    recipe, layout = str(corpus / "recipe.yaml"), options(cut(2) | zero(1))
+    train(2, [recipe, *layout], tmp_path / "undisturbed")
+
+    killed = Run(2, [recipe, *layout], tmp_path / "killed")
+    wait_for_step(killed, 12)
+    killed.kill()
+    train(2, [recipe, *layout], tmp_path / "killed")
+    assert lines(tmp_path / "killed") == lines(tmp_path / "undisturbed")
+    assert len(lines(tmp_path / "killed")) == 20
+
+    moved = Run(2, [recipe, *layout], tmp_path / "moved")
+    wait_for_step(moved, 12)
+    moved.kill()
+    train(3, [recipe, *options(zero(3))], tmp_path / "moved")
+    for ours, theirs in zip(lines(tmp_path / "moved"), lines(tmp_path / "undisturbed"), strict=True):
+        assert ours["step"] == theirs["step"]
+        assert abs(ours["loss"] - theirs["loss"]) <= 1e-5 * theirs["loss"]
+
+
+def test_sigterm_to_one_rank_stops_all_at_one_step_with_a_checkpoint(corpus, tmp_path):
+    arguments = [str(corpus / "recipe.yaml"), *options(zero(2) | {"checkpoint.every": 0, "training.steps": 400})]
+    run = Run(2, arguments, tmp_path / "run")
+    wait_for_step(run, 3)
+    os.kill(run.processes[1].pid, signal.SIGTERM)
+    assert run.wait() == [0, 0], run.story()
+    assert "asked to stop" in run.console()
+    stopped = lines(run.output)[-1]["step"]
+    assert stopped < 400
+    assert (run.output / "checkpoints" / f"step-{stopped:08d}").is_dir()
+    again = train(2, [*arguments, f"--training.steps={stopped + 2}"], run.output)
+    assert "continues from" in again.console()
+    assert [line["step"] for line in lines(run.output)] == list(range(1, stopped + 3))
+
+
+def test_loss_that_is_not_finite_stops_with_one_line(corpus, tmp_path):
+    keys = {"model.arch": "gpt", "optimizer.lr": 1e30, "optimizer.clip": 0, "training.steps": 30, "checkpoint.every": 1}
+    run = Run(2, [str(corpus / "recipe.yaml"), *options(zero(0) | keys)], tmp_path / "run")
+    assert run.wait() == [1, 1], run.story()
+    told = [line for line in run.console().splitlines() if "last good checkpoint" in line]
+    assert len(told) == 1
+    assert "Traceback" not in run.console() + run.console(1)
+    assert "last good" not in run.console(1)
+
+
+def test_recipe_that_contradicts_the_checkpoint_is_refused_with_both_values(corpus, tmp_path):
+    recipe = str(corpus / "recipe.yaml")
+    train(1, [recipe, "--training.steps=1", "--schedule.kind=constant"], tmp_path / "run")
+    for key, value, before in (("model.hidden", 48, 96), ("training.seed", 7, 0), ("model.update", "slerp", "lerp")):
+        run = Run(2, [recipe, f"--{key}={value}"], tmp_path / "run")
+        assert run.wait() == [2, 2], run.story()
+        told = run.console().splitlines()[-1]
+        assert f"{key} = {value}" in told and str(before) in told
+    (tmp_path / "run.rank0").unlink()
+    run = train(1, [recipe, "--training.steps=2", "--optimizer.lr=0.001"], tmp_path / "run")
+    assert "optimizer.lr: 0.003 → 0.001" in run.console()
