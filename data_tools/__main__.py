@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from data_tools.arguments import ManyInputs, find_files, unescape
-from megatron_ngpt.errors import ConfigError, NgptError
+from megatron_ngpt.data.tape import find_prefixes
+from megatron_ngpt.data.tokenizer import Tokenizer
+from megatron_ngpt.errors import ConfigError, DataError, NgptError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="From text to verified, memory-mapped token datasets (PREFIX.bin + PREFIX.idx, Megatron's layout).")
@@ -17,6 +19,8 @@ Input = Annotated[list[str], typer.Option("--input", metavar="FILE...", help=f"f
 TextKey = Annotated[str, typer.Option("--text_key", help="key or column that holds a document's text (JSONL, Parquet)")]
 SplitOn = Annotated[str | None, typer.Option("--split_on", help=r"separator between the documents of plain text (\n, \t, \\ "
                                              "are understood); without it a file is a document")]
+Output = Annotated[str, typer.Option("--output", metavar="PREFIX", help="dataset to write", show_default=False)]
+ShuffleSeed = Annotated[int | None, typer.Option("--shuffle_seed", help="shuffle the documents by this seed")]
 
 
 @app.command("train-tokenizer", cls=ManyInputs)
@@ -42,11 +46,11 @@ def train_tokenizer(
 def preprocess(
     input: Input,
     tokenizer: Annotated[str, typer.Option("--tokenizer", help="a SentencePiece .model file", show_default=False)],
-    output: Annotated[str, typer.Option("--output", help="PREFIX of the dataset", show_default=False)],
+    output: Output,
     workers: Annotated[int, typer.Option("--workers", help="processes that tokenise; 0 = one for each processor")] = 0,
     text_key: TextKey = "text",
     split_on: SplitOn = None,
-    shuffle_seed: Annotated[int | None, typer.Option("--shuffle_seed", help="shuffle the documents by this seed")] = None,
+    shuffle_seed: ShuffleSeed = None,
     skip_malformed: Annotated[bool, typer.Option("--skip_malformed", help="leave malformed lines out, count them")] = False,
 ) -> None:
     """Turn texts into a dataset, in the order of the input. Run again after an interruption, it goes on where it was."""
@@ -67,19 +71,93 @@ def preprocess(
                f"left out: {meta['empty_documents']} empty, {meta['malformed_lines']} malformed")
 
 
+@app.command("merge", cls=ManyInputs)
+def merge(
+    input: Annotated[list[str], typer.Option("--input", metavar="PREFIX...", help="datasets; globs too", show_default=False)],
+    output: Output,
+    shuffle_seed: ShuffleSeed = None,
+) -> None:
+    """Join datasets in the order given, or shuffled by documents."""
+    from data_tools.merge import merge as run
+
+    meta = run([prefix for given in input for prefix in find_prefixes(given)], output, shuffle_seed)
+    typer.echo(f"{output}: {meta['documents']:,} documents, {meta['tokens']:,} tokens")
+
+
+@app.command("split")
+def split(
+    input: Annotated[str, typer.Option("--input", metavar="PREFIX", help="a dataset", show_default=False)],
+    output: Annotated[str, typer.Option("--output", metavar="PREFIX", help="to write PREFIX-train, -valid, -test",
+                                        show_default=False)],
+    valid: Annotated[float, typer.Option("--valid", help="share of the documents for validation")] = 0.01,
+    test: Annotated[float, typer.Option("--test", help="share of the documents for testing")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", help="chooses the documents")] = 0,
+) -> None:
+    """Part a dataset by document into train, valid and test, each in its order."""
+    from data_tools.split import split as run
+
+    for part, meta in run(input, output, valid, test, seed).items():
+        typer.echo(f"{output}-{part}: {meta['documents']:,} documents, {meta['tokens']:,} tokens")
+
+
+@app.command("inspect")
+def inspect(
+    prefix: Annotated[str, typer.Argument(help="a dataset", show_default=False)],
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="to decode samples, count byte-fallback tokens")] = None,
+    samples: Annotated[int, typer.Option("--samples", help="documents to decode the beginning of")] = 3,
+    seed: Annotated[int, typer.Option("--seed", help="chooses those documents")] = 0,
+    png: Annotated[str | None, typer.Option("--png", help="also draw the histogram of lengths to this file")] = None,
+) -> None:
+    """Show what is in a dataset: documents, tokens, their lengths, and with a tokenizer texts and byte-fallback tokens."""
+    from data_tools import look
+
+    model = look.stated_tokenizer(prefix, tokenizer)
+    contents = look.survey(prefix, model)
+    look.print_contents(contents)
+    if png:
+        look.save_histogram(contents, png)
+    if model:
+        look.print_samples(prefix, model, samples, seed)
+
+
+@app.command("verify")
+def verify(
+    prefixes: Annotated[list[str], typer.Argument(metavar="PREFIX...", help="datasets; globs too", show_default=False)],
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="that the tokens must fit")] = None,
+) -> None:
+    """Check that datasets are intact: structure, offsets, tokens, checksums. Reads all of them."""
+    from data_tools.verify import verify as run
+
+    model = None if tokenizer is None else Tokenizer(tokenizer)
+    problems = []
+    for prefix in [found for given in prefixes for found in find_prefixes(given)]:
+        found, summary = run(prefix, model)
+        problems += found
+        if not found:
+            typer.echo(summary)
+    if problems:
+        raise DataError(*problems)
+
+
 @app.command("show-batch", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def show_batch(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="RECIPE.yaml, and any --section.key=value after it", show_default=False)],
     step: Annotated[int, typer.Option("--step", help="step, from 1 on", show_default=False)],
-    output: Annotated[str, typer.Option("--output", help="F.npy: int32 [global_batch, context + 1]", show_default=False)],
+    output: Annotated[str | None, typer.Option("--output", help="F.npy: int32 [global_batch, context + 1]")] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="print each sample's text, its document and offset")] = False,
 ) -> None:
-    """Write the exact tokens that a training step reads, in global order, whatever the layout."""
-    from data_tools.show_batch import save_rows, step_rows
+    """Show the exact tokens that a training step reads, in global order, whatever the layout."""
+    from data_tools.show_batch import print_rows, save_rows, step_rows
 
-    _, rows = step_rows(recipe, step, context.args)
-    save_rows(rows, output)
-    typer.echo(f"{output}: int32 {list(rows.tokens.shape)}, step {step}")
+    if output is None and not decode:
+        raise ConfigError("show-batch: nothing to do; give --output F.npy, --decode, or both")
+    loaded, rows = step_rows(recipe, step, context.args)
+    if output is not None:
+        save_rows(rows, output)
+        typer.echo(f"{output}: int32 {list(rows.tokens.shape)}, step {step}")
+    if decode:
+        print_rows(rows, loaded.data.tokenizer)
 
 
 def main() -> None:
@@ -89,6 +167,9 @@ def main() -> None:
     except NgptError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"{error.filename or 'data_tools'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(NgptError.exit_code)
 
 
 if __name__ == "__main__":

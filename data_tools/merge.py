@@ -15,7 +15,7 @@ from megatron_ngpt.data.writer import IndexedWriter
 from megatron_ngpt.errors import ConfigError
 
 BLOCK_TOKENS = 1 << 22
-BUCKET_BYTES = 1 << 28
+BUCKET_BYTES = 1 << 27
 TOKENIZER_KEYS = ("tokenizer_sha256", "vocab_size")
 COUNT_KEYS = ("text_bytes", "empty_documents", "malformed_lines")
 
@@ -46,12 +46,11 @@ def merge(prefixes: list[str], output: str, shuffle_seed: int | None = None, kee
     writer = IndexedWriter(f"{output}.merging", dtype)
     try:
         with byte_progress() as bar:
-            total = sum(dataset.tokens * dataset.dtype.itemsize for dataset in datasets)
-            task = bar.add_task("merge", total=total)
+            task = bar.add_task("merge", total=sum(dataset.tokens for dataset in datasets) * dtype.itemsize)
             blocks = _in_order(datasets) if shuffle_seed is None else _shuffled(datasets, shuffle_seed, output, dtype)
             for tokens, lengths in blocks:
                 writer.add(tokens, lengths)
-                bar.update(task, advance=tokens.nbytes)
+                bar.update(task, completed=writer.bytes)
         return writer.finish(output, meta)
     finally:
         writer.discard()

@@ -7,6 +7,7 @@ import numpy as np
 
 from megatron_ngpt.config.load import load_recipe
 from megatron_ngpt.data.batches import Rows, training_batches
+from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import ConfigError
 
 
@@ -26,3 +27,13 @@ def save_rows(rows: Rows, output: str) -> None:
     with open(temporary, "wb") as file:
         np.save(file, rows.tokens)
     os.replace(temporary, path)
+
+
+def print_rows(rows: Rows, tokenizer_path: str) -> None:
+    """Write each row's text under a line with the document and the offset that its first token lies at."""
+    tokenizer = Tokenizer(tokenizer_path)
+    for number, (tokens, (prefix, document, offset)) in enumerate(zip(rows.tokens, rows.origins(), strict=True)):
+        last = int(rows.documents[number, -1])
+        reach = f" and {last} more" if last else ""
+        print(f"--- row {number}: {prefix}, document {document} from token {offset} on{reach}")
+        print(tokenizer.decode(tokens))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -90,19 +91,22 @@ class IndexedWriter:
     def finish(self, prefix: str, meta: dict) -> dict:
         """Write the index and `PREFIX.meta.json` and rename; the .idx comes last, so a dataset that has one is complete.
 
-        `meta` is extended by documents, tokens, dtype and the .bin's sha256, and returned.
+        `meta` is extended by documents, tokens, dtype and both files' sha256, and returned.
         """
         self.sync()
         bin_path, idx_path, meta_path = pair_paths(prefix)
         bin_path.parent.mkdir(parents=True, exist_ok=True)
         idx_temporary = Path(f"{idx_path}.tmp")
+        index_hash = hashlib.sha256()
         with open(idx_temporary, "wb") as file:
-            self._write_index(file)
+            for block in self._index_blocks():
+                file.write(block)
+                index_hash.update(block)
             file.flush()
             os.fsync(file.fileno())
         self.close()
         counts = {"documents": self.documents, "tokens": self.tokens, "dtype": self.dtype.name}
-        meta = meta | counts | {"bin_sha256": self._hash.hexdigest()}
+        meta = meta | counts | {"bin_sha256": self._hash.hexdigest(), "idx_sha256": index_hash.hexdigest()}
         idx_path.unlink(missing_ok=True)
         os.replace(self._bin_path, bin_path)
         write_text(meta_path, json.dumps(meta, indent=2) + "\n")
@@ -110,19 +114,19 @@ class IndexedWriter:
         self._lengths_path.unlink()
         return meta
 
-    def _write_index(self, file) -> None:
-        file.write(HEADER.pack(MAGIC, VERSION, DTYPE_CODES[self.dtype], self.documents, self.documents + 1))
+    def _index_blocks(self) -> Iterator[bytes]:
+        yield HEADER.pack(MAGIC, VERSION, DTYPE_CODES[self.dtype], self.documents, self.documents + 1)
         for block in self._length_blocks():
-            file.write(block.tobytes())
+            yield block.tobytes()
         offset = 0
         for block in self._length_blocks():
             ends = offset + np.cumsum(block.astype("<i8") * self.dtype.itemsize)
-            file.write(np.concatenate([[offset], ends[:-1]]).astype("<i8").tobytes())
+            yield np.concatenate([[offset], ends[:-1]]).astype("<i8").tobytes()
             offset = int(ends[-1])
         for start in range(0, self.documents + 1, BLOCK):
-            file.write(np.arange(start, min(start + BLOCK, self.documents + 1), dtype="<i8").tobytes())
+            yield np.arange(start, min(start + BLOCK, self.documents + 1), dtype="<i8").tobytes()
 
-    def _length_blocks(self):
+    def _length_blocks(self) -> Iterator[np.ndarray]:
         self._lengths.seek(0)
         while raw := self._lengths.read(4 * BLOCK):
             yield np.frombuffer(raw, "<i4")
