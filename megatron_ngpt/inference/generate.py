@@ -48,5 +48,6 @@ def choose(logits_V: torch.Tensor, temperature: float, top_p: float, generator: 
         return int(logits_V.argmax())
     probabilities, tokens = torch.softmax(logits_V.double() / temperature, 0).sort(descending=True, stable=True)
     before = probabilities.cumsum(0) - probabilities
+    before[0] = -1  # the likeliest token always stays
     kept = torch.where(before < top_p, probabilities, 0)
     return int(tokens[torch.multinomial(kept, 1, generator=generator)])

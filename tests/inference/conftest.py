@@ -1,0 +1,31 @@
+"""A tokenizer, a dataset made with it, and a model of its vocabulary in each form that MODEL may have."""
+
+import hashlib
+import sysconfig
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from megatron_ngpt.checkpoint.export import export
+from megatron_ngpt.data.tokenizer import Tokenizer
+from tests.checkpoint.trained import make_model, save_run
+from tests.data.small_data import make_tokenizer, write_dataset
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Paths: tokenizer, data (a prefix), run, checkpoint, exported; and the module they hold."""
+    directory = tmp_path_factory.mktemp("inference")
+    lines = (Path(sysconfig.get_paths()["stdlib"]) / "argparse.py").read_text("utf-8").split("\n")[:600]
+    tokenizer = Tokenizer(make_tokenizer(directory / "small.model", lines))
+    documents = [[*tokenizer.encode("\n".join(lines[i : i + 4])).tolist(), tokenizer.eos_id] for i in range(0, 80, 4)]
+    sha256 = hashlib.sha256((directory / "small.model").read_bytes()).hexdigest()
+    data = write_dataset(directory / "data", documents, tokenizer_sha256=sha256)
+    module = make_model(vocabulary=tokenizer.size)
+    checkpoint = save_run(directory / "run", module, tokenizer.path)
+    export(directory / "run", directory / "exported")
+    return SimpleNamespace(
+        directory=directory, tokenizer=tokenizer, documents=documents, data=data, module=module,
+        run=directory / "run", checkpoint=checkpoint, exported=directory / "exported",
+    )
