@@ -1,6 +1,9 @@
 """Chunks to tokens, in this process or in several, results in the order of the chunks and only a few of them in memory."""
 
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -81,6 +84,13 @@ _encoder: Encoder | None = None         # one a worker process, made when it sta
 def _start_worker(*arguments) -> None:
     global _encoder
     _encoder = Encoder(*arguments)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Worker processes would wait for ever for a parent that was killed."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _encode(chunks: list[Chunk]) -> Encoded:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,22 +31,26 @@ def document_blocks(dataset: IndexedDataset, most: int = BLOCK_TOKENS) -> Iterat
         first = last
 
 
-def merge(prefixes: list[str], output: str, shuffle_seed: int | None = None, keep_meta: bool = False) -> dict:
+def merge(
+    prefixes: list[str], output: str, shuffle_seed: int | None = None, scratch: str | None = None, keep_meta: bool = False
+) -> dict:
     """Write the documents of all datasets, in the order given or shuffled by seed, as the dataset `output`; return its meta.
 
-    `keep_meta`: the meta data of a single dataset go over whole. Raises ConfigError and DataError for datasets that do not fit
-    together.
+    `scratch`: beginning of the temporary files' names, `OUTPUT.merging` if not given. `keep_meta`: the meta data of a single
+    dataset go over whole. Raises ConfigError and DataError for datasets that do not fit together.
     """
+    scratch = scratch or f"{output}.merging"
     datasets = [IndexedDataset(prefix) for prefix in prefixes]
     if pair_paths(output)[1].exists():
         raise ConfigError(f"--output {output}: {output}.idx exists; choose another prefix, or remove the dataset first")
     meta = merged_meta(prefixes, keep_meta)
     dtype = np.result_type(*(dataset.dtype for dataset in datasets))
-    writer = IndexedWriter(f"{output}.merging", dtype)
+    writer = IndexedWriter(scratch, dtype)
     try:
         with byte_progress() as bar:
             task = bar.add_task("merge", total=sum(dataset.tokens for dataset in datasets) * dtype.itemsize)
-            blocks = _in_order(datasets) if shuffle_seed is None else _shuffled(datasets, shuffle_seed, output, dtype)
+            buckets = Path(f"{scratch}.buckets")
+            blocks = _in_order(datasets) if shuffle_seed is None else _shuffled(datasets, shuffle_seed, buckets, dtype)
             for tokens, lengths in blocks:
                 writer.add(tokens, lengths)
                 bar.update(task, completed=writer.bytes)
@@ -77,7 +80,7 @@ def _in_order(datasets: list[IndexedDataset]) -> Iterator[tuple[np.ndarray, np.n
 
 
 def _shuffled(
-    datasets: list[IndexedDataset], seed: int, output: str, dtype: np.dtype
+    datasets: list[IndexedDataset], seed: int, folder: Path, dtype: np.dtype
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Each document goes to a random one of some buckets on disk, and each bucket is then shuffled in memory.
 
@@ -85,7 +88,8 @@ def _shuffled(
     """
     total = sum(dataset.tokens for dataset in datasets) * dtype.itemsize
     buckets = -(-total // BUCKET_BYTES) or 1
-    folder = Path(tempfile.mkdtemp(prefix=f"{Path(output).name}.shuffling.", dir=Path(output).parent))
+    shutil.rmtree(folder, ignore_errors=True)       # of a run that was killed
+    folder.mkdir()
     try:
         number = 0
         for tokens, lengths in _in_order(datasets):

@@ -33,7 +33,7 @@ class Journal:
 
 
 class Work:
-    """The folder of one preprocessing run, locked for as long as the object lives. `arguments`: what the output depends on."""
+    """The folder of one run, locked from `open` to the end of the `with` block. `arguments`: what the output depends on."""
 
     def __init__(self, prefix: str, arguments: dict):
         self.prefix = prefix
@@ -59,9 +59,10 @@ class Work:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--output {self.prefix}: {error.strerror}; choose a prefix where you may write") from None
-        self._lock = open(self.folder / "lock", "w")        # noqa: SIM115 (held until the process ends)
+        # A record lock is this process's alone: workers, who are forked, do not keep it when this process is killed.
+        self._lock = open(self.folder / "lock", "w")        # noqa: SIM115 (held until `__exit__`)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(f"--output {self.prefix}: another process writes it; wait or choose another prefix") from None
         plan = self.folder / "plan.json"
@@ -90,7 +91,13 @@ class Work:
         if bin_path.exists() and not idx_path.exists() and not os.path.exists(f"{base}.bin.tmp"):
             os.replace(bin_path, f"{base}.bin.tmp")
 
-    def close(self) -> None:
+    def remove(self) -> None:
         """Remove the folder: the work is done."""
         shutil.rmtree(self.folder)
-        self._lock.close()
+
+    def __enter__(self) -> "Work":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._lock:
+            self._lock.close()

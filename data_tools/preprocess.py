@@ -41,16 +41,15 @@ def preprocess(options: Options) -> dict:
     """
     tokenizer = Tokenizer(options.tokenizer)
     sources = [recognise(path, options.split_on) for path in options.files]
-    work = Work(options.output, _arguments(options, sources, tokenizer))
-    if work.already_complete():
-        return {}
-    journal = work.open()
     try:
-        return _Run(options, tokenizer, sources, work, journal).finish()
+        with Work(options.output, _arguments(options, sources, tokenizer)) as work:
+            if work.already_complete():
+                return {}
+            return _Run(options, tokenizer, sources, work, work.open()).finish()
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise NgptError(f"{error.filename or options.output}: {reason}; the finished part is kept in {work.folder}, and the "
-                        "same command goes on with it") from None
+        raise NgptError(f"{error.filename or options.output}: {reason}; the finished part is kept in {options.output}.partial, "
+                        "and the same command goes on with it") from None
 
 
 def _arguments(options: Options, sources: list[Source], tokenizer: Tokenizer) -> dict:
@@ -86,8 +85,9 @@ class _Run:
                 meta = writer.finish(self.target, meta | counts)
         if self.options.shuffle_seed is not None:
             from data_tools.merge import merge
-            meta = merge([self.target], self.options.output, self.options.shuffle_seed, keep_meta=True)
-        self.work.close()
+            scratch = f"{self.work.base}-shuffled"
+            meta = merge([self.target], self.options.output, self.options.shuffle_seed, scratch, keep_meta=True)
+        self.work.remove()
         return meta
 
     def _write(self, writer: IndexedWriter) -> None:

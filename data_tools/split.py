@@ -36,7 +36,7 @@ def part_of(numbers: np.ndarray, documents: int, sizes: dict[str, int], seed: in
 
 
 def split(prefix: str, output: str, valid: float, test: float, seed: int) -> dict[str, dict]:
-    """Write `OUTPUT-train`, `OUTPUT-valid`, `OUTPUT-test` (those with a share), documents in their order; return their metas."""
+    """Write `OUTPUT-train`, `OUTPUT-valid`, `OUTPUT-test` for those with a share, in order; return their metas."""
     dataset = IndexedDataset(prefix)
     sizes = part_sizes(dataset.documents, valid, test)
     for part in sizes:

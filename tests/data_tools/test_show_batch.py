@@ -6,6 +6,7 @@ from small_data import numbered_documents, write_dataset
 
 from megatron_ngpt.config.load import load_recipe
 from megatron_ngpt.data.batches import training_batches
+from megatron_ngpt.data.tokenizer import Tokenizer
 
 
 def write_recipe(folder, tokenizer_path) -> str:
@@ -40,3 +41,15 @@ def test_mistakes(tmp_path, tokenizer_path, run):
         outcome = run("show-batch", *arguments, "--output", tmp_path / "out.npy")
         assert outcome.code == 2 and message in outcome.err and "Traceback" not in outcome.err
     assert not (tmp_path / "out.npy").exists()
+
+
+def test_decoded_rows_name_their_document(tmp_path, tokenizer_path, run):
+    path = write_recipe(tmp_path, tokenizer_path)
+    outcome = run("show-batch", path, "--step", 1, "--decode")
+    rows = training_batches(load_recipe(path)).rows(1, 0, 6)
+    tokenizer = Tokenizer(tokenizer_path)
+    assert outcome.code == 0
+    for number, tokens in enumerate(rows.tokens):
+        head = f"--- row {number}: {tmp_path}/d, document 0 from token {tokens[0]} on"
+        assert f"{head}\n{tokenizer.decode(tokens)}\n" in outcome.out
+    assert run("show-batch", path, "--step", 1).code == 2
