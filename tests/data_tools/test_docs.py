@@ -1,0 +1,54 @@
+"""The commands of docs/data.md, run as they are written."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+ROOT = Path(__file__).parents[2]
+
+
+def commands() -> list[str]:
+    """The page's shell blocks, in order."""
+    return re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs" / "data.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture()
+def checkout(tmp_path, source_texts) -> Path:
+    """A folder that looks like the repository's root, with a corpus."""
+    for name in ("launch", "ds_configs", "megatron_ngpt", "data_tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "corpus").mkdir()
+    for number in range(3):
+        lines = [json.dumps({"text": text}) + "\n" for text in source_texts[number::3]]
+        (tmp_path / "corpus" / f"{number}.jsonl.zst").write_bytes(zstandard.compress("".join(lines).encode()))
+    return tmp_path
+
+
+def run_all(folder, blocks) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", "\n".join(blocks)], cwd=folder, env=environment,
+                          capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_from_compressed_files_to_a_batch(checkout):
+    *preparing, training = commands()
+    assert len(preparing) == 4 and training == "python launch/pretrain.py data/first.yaml\n"
+    out = run_all(checkout, preparing)
+    assert "1000 entries" in out and "6 documents" in out and "are right" in out and "--- row 7: data/text" in out
+    assert np.load(checkout / "data" / "step1.npy").shape == (8, 129)
+    assert (checkout / "data" / "lengths.png").exists()
+
+
+@pytest.mark.heavy
+def test_to_a_first_training_step(checkout):
+    run_all(checkout, commands())
+    lines = [json.loads(line) for line in (checkout / "data" / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
