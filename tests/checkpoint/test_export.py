@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from megatron_ngpt import cli
 from megatron_ngpt.checkpoint import export as export_module
 from megatron_ngpt.checkpoint.export import export
 from megatron_ngpt.checkpoint.initial import load_initial
@@ -232,3 +234,13 @@ def test_what_export_refuses(tmp_path):
     (tmp_path / "empty").mkdir()
     export(tmp_path / "run of export", tmp_path / "empty")
     assert (tmp_path / "empty" / "config.json").is_file()
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    save_run(tmp_path / "run", make_model())
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["ngpt", "export", str(tmp_path / "run"), str(out), "--dtype", "bfloat16"])
+    assert cli.main() == 0
+    assert load_file(out / "model.safetensors")["logit_scale"].dtype == torch.bfloat16
+    assert cli.main() == 2
+    assert capsys.readouterr().err == f"OUT_DIR: {out} exists; valid is a new name or an empty directory\n"
