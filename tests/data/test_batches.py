@@ -1,13 +1,14 @@
 """Batches: every window once an epoch whatever the slices, document numbers, blends, splits, fingerprints."""
 
 import pickle
+import time
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_data import numbered_documents, recipe, write_dataset
+from small_data import header, numbered_documents, recipe, write_dataset
 
 from megatron_ngpt.data.batches import training_batches, validation_batches
 from megatron_ngpt.errors import DataError
@@ -167,3 +168,19 @@ def test_no_sample_is_lost_at_ten_to_the_eight_tokens(tmp_path):
     from test_indexed import sparse_dataset
     source = training_batches(recipe([{"prefix": sparse_dataset(tmp_path / "d", 100, 1_000_001)}], context=1))
     assert source.samples_per_epoch == 100_000_099
+
+
+def test_starting_does_not_read_the_index(tmp_path):
+    """An index of 10^9 documents, 20 GB of holes on disk: only its ends are described, and opening touches nothing else."""
+    documents, tokens = 10**9, 1000
+    with open(tmp_path / "d.idx", "wb") as file:
+        file.write(header(sequences=documents, indices=documents + 1))
+        file.seek(34 + 4 * (documents - 1))
+        file.write(np.array([tokens], "<i4").tobytes())
+        file.seek(34 + 20 * documents)
+        file.write(np.array([documents], "<i8").tobytes())
+    (tmp_path / "d.bin").write_bytes(np.arange(tokens, dtype="<u2").tobytes())
+    began = time.monotonic()
+    source = training_batches(recipe([{"prefix": f"{tmp_path}/d"}]))
+    assert source.rows(1, 0, 4).documents.max() == 0
+    assert time.monotonic() - began < 2 and source.samples_per_epoch == (tokens - 1) // 8
