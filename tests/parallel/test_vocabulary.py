@@ -1,0 +1,110 @@
+"""The network's two ends over ranks: losses and looked-up vectors, and their gradients, against torch's without ranks."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from megatron_ngpt.parallel import vocabulary
+from megatron_ngpt.parallel.grid import Axis, make_grid
+from megatron_ngpt.parallel.vocabulary import HiddenParallelEmbedding, VocabularyParallelEmbedding, cross_entropy, padded
+from tests.on_ranks import on_ranks
+
+B, T, D = 2, 6, 12
+VOCABULARIES = (9, 7, 4, 5)  # over 3 ranks: divides; padding; a rank of padding alone; one real entry on the last
+
+
+def entries_here(entries: int, axis) -> tuple[int, int]:
+    """(first, number) of the entries on this rank, counted by hand."""
+    each = -(-entries // axis.size)
+    here = [e for e in range(entries) if e // each == axis.rank]
+    return axis.rank * each, len(here)
+
+
+def check_losses(chunk_entries):
+    vocabulary._CHUNK_ENTRIES = chunk_entries
+    axis = make_grid(tensor=dist.get_world_size()).tensor
+    generator = torch.Generator().manual_seed(3)
+    for entries in VOCABULARIES:
+        for largest in (1.0, 300.0):
+            logits = largest * torch.randn(B, T, entries, generator=generator)
+            targets = torch.randint(0, entries, (B, T), generator=generator)
+            given = torch.rand(B, T, generator=generator)
+            whole = logits.double().requires_grad_()
+            wanted = F.cross_entropy(whole.flatten(0, 1), targets.flatten(), reduction="none").view(B, T)
+            (wanted * given).sum().backward()
+            first, count = entries_here(entries, axis)
+            here = slice(first, first + count)
+            own = logits[..., here].clone().requires_grad_()
+            losses = cross_entropy(own, targets, axis, first)
+            (losses * given).sum().backward()
+            assert losses.dtype == torch.float32
+            torch.testing.assert_close(losses.double(), wanted, rtol=1e-6, atol=1e-6 + 2e-7 * largest)
+            torch.testing.assert_close(own.grad.double(), whole.grad[..., here], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_losses_over_a_split_vocabulary(ranks):
+    on_ranks(ranks, check_losses, 1 << 22)
+
+
+def test_losses_in_chunks_of_a_few_tokens():
+    on_ranks(2, check_losses, 10)
+
+
+def bf16_losses():
+    axis = make_grid(tensor=dist.get_world_size()).tensor
+    logits = (4 * torch.randn(B, T, 8, generator=torch.Generator().manual_seed(4))).bfloat16()
+    targets = torch.arange(B * T).view(B, T) % 8
+    own = logits.chunk(axis.size, -1)[axis.rank].clone().requires_grad_()
+    losses = cross_entropy(own, targets, axis, axis.rank * own.shape[-1])
+    losses.mean().backward()
+    wanted = F.cross_entropy(logits.double().flatten(0, 1), targets.flatten(), reduction="none").view(B, T)
+    torch.testing.assert_close(losses.double(), wanted, rtol=1e-6, atol=1e-6)  # summed in fp32, whatever the logits' dtype
+    assert own.grad.dtype == torch.bfloat16
+
+
+def test_losses_of_bf16_logits_are_summed_in_fp32():
+    on_ranks(2, bf16_losses)
+
+
+def check_embeddings():
+    axis = make_grid(tensor=dist.get_world_size()).tensor
+    generator = torch.Generator().manual_seed(5)
+    for entries in VOCABULARIES:
+        table = torch.randn(entries, D, generator=generator)
+        tokens = torch.randint(0, entries, (B, T), generator=generator)
+        given = torch.randn(B, T, D, generator=generator)
+        whole = table.double().requires_grad_()
+        wanted = F.embedding(tokens, whole)
+        (wanted * given).sum().backward()
+        for kind in (VocabularyParallelEmbedding, HiddenParallelEmbedding):
+            for sequence in (False, True):
+                check_embedding(kind(entries, D, axis, sequence), table, whole.grad, tokens, wanted, given)
+
+
+def check_embedding(layer, table, wanted_gradient, tokens, wanted, given):
+    axis = layer.axis
+    first, count = entries_here(table.shape[0], axis)
+    if isinstance(layer, HiddenParallelEmbedding):
+        width = D // axis.size
+        own, real = (slice(None), slice(axis.rank * width, (axis.rank + 1) * width)), slice(None)
+    else:
+        own, real = (slice(first, first + count), slice(None)), slice(0, count)
+    with torch.no_grad():
+        layer.weight[real] = table[own]
+    found = layer(tokens)
+    sequence = slice(axis.rank * T // axis.size, (axis.rank + 1) * T // axis.size) if layer.sequence else slice(None)
+    (found * given[:, sequence]).sum().backward()
+    assert torch.equal(found, wanted[:, sequence].float())
+    torch.testing.assert_close(layer.weight.grad[real].double(), wanted_gradient[own], rtol=1e-6, atol=1e-6)
+    assert not layer.weight.grad[layer.weight.grad.shape[0] if real == slice(None) else count :].any(), "padding got a gradient"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_embeddings_and_their_gradients(ranks):
+    on_ranks(ranks, check_embeddings)
+
+
+def test_padding_is_the_least_that_divides():
+    assert [padded(entries, Axis(0, 3)) for entries in (1, 3, 4, 32_000)] == [3, 3, 6, 32_001]
