@@ -14,7 +14,7 @@ setup(
         "numpy",
         "pydantic>=2",
         "PyYAML",
-        "typer",
+        "typer>=0.29",
         "rich",
         "sentencepiece",
         "tensorboard",

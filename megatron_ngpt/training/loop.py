@@ -167,7 +167,7 @@ class Trainer:
             "fingerprint": self.train_data.fingerprint,
             "recipe": self.recipe.model_dump(mode="json"),
             "vocabulary": self.vocabulary,
-            "tokenizer": self.recipe.data.tokenizer,
+            "tokenizer": str(Path(self.recipe.data.tokenizer).resolve()),
             "version": megatron_ngpt.__version__,
         }
         self.store.save(self.step, self.engine.shards, self.engine.base, state)

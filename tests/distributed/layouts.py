@@ -29,7 +29,14 @@ class Layout:
     @property
     def options(self) -> list[str]:
         """Options of launch/pretrain.py."""
-        return [f"--{key}={value}" for key, value in (VARIANTS[self.variant] | self.keys).items()]
+        keys = VARIANTS[self.variant] | {"training.micro_batch": self._micro_batch()} | self.keys
+        return [f"--{key}={value}" for key, value in keys.items()]
+
+    def _micro_batch(self) -> int:
+        """Two accumulation steps, a few more to fill a pipeline: every further one costs time and shows nothing new."""
+        pipeline = self.keys.get("parallel.pipeline", 1)
+        data = self.ranks // (self.keys.get("parallel.tensor", 1) * pipeline)
+        return 12 // data // (2 if pipeline == 1 else 3)
 
 
 # What is trained. Each variant has its own one-rank run.
