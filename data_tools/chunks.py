@@ -17,6 +17,7 @@ from megatron_ngpt.errors import ConfigError, DataError
 
 CHUNK_BYTES = 1 << 20
 READ_BYTES = 1 << 16
+ZSTD_BYTES = 1 << 10            # few, because all that they unpack to comes at once
 JSONL = (".jsonl", ".json", ".ndjson")
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 LARGEST_WINDOW = 1 << 31        # zstd --long files ask for more memory than the library's default allows
@@ -149,7 +150,7 @@ def _unpack_zstd(file) -> Iterator[tuple[bytes, int]]:
     """All frames of a zstd file. A frame that is cut off is an error, which the library's own stream reader passes over."""
     factory = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
     frame, inside = factory.decompressobj(), False
-    while packed := file.read(READ_BYTES):
+    while packed := file.read(ZSTD_BYTES):
         while packed:
             yield frame.decompress(packed), file.tell()
             packed, inside = frame.unused_data, not frame.eof

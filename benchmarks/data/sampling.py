@@ -8,7 +8,7 @@ blend: dealing 10^7 samples out over 8 datasets, in CPU seconds.
 """
 
 import argparse
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -72,9 +72,14 @@ def prepare(kind: str, prefix: str, context: int) -> None:
     if kind == "theirs":
         import megatron.core.datasets.gpt_dataset  # noqa: F401
     make = our_source if kind == "ours" else their_dataset
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_megabytes()
     seconds, _ = cpu_of(lambda: make(prefix, context))
-    print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(seconds, peak_megabytes() - before)
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process ever held; Linux's ru_maxrss would begin with its parent's."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def measure_order(folder: str, rounds: int, output: str) -> None:
@@ -179,9 +184,9 @@ def measure_blend(_: str, rounds: int, output: str) -> None:
         found["ours"] = Blend(WEIGHTS)
     figures = interleaved(rounds, {"megatron-core": lambda: cpu_of(theirs)[0], "ours": lambda: cpu_of(ours)[0]})
     report("blending 8 datasets, 10^7 samples", "CPU seconds", figures, "megatron-core", output)
-    looked_up = np.arange(10_000_000)
-    seconds, _ = cpu_of(lambda: found["ours"].locate(looked_up))
-    print(f"ours, a look-up: {seconds * 100:.1f} ns a sample")
+    looked_up = np.arange(size)
+    seconds, _ = cpu_of(lambda: [found["ours"].locate(part) for part in np.split(looked_up, 1000)])
+    print(f"ours, a look-up: {seconds / size * 1e9:.1f} ns a sample")
     shares = np.array(found["ours"].counts) / 65536
     for name, dealt, wanted in (("megatron-core", found["megatron-core"][:1_000_000], np.array(WEIGHTS)),
                                 ("ours", found["ours"].locate(looked_up[:1_000_000])[0], shares)):

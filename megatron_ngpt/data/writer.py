@@ -11,7 +11,8 @@ import numpy as np
 from megatron_ngpt.data.indexed import DTYPE_CODES, HEADER, MAGIC, VERSION, pair_paths
 from megatron_ngpt.errors import DataError
 
-BLOCK = 1 << 20
+READ_BYTES = 1 << 20
+INDEX_BLOCK = 1 << 17           # entries of the index that are made at a time
 
 
 class IndexedWriter:
@@ -41,7 +42,7 @@ class IndexedWriter:
     def _rehash(self, size: int) -> None:
         self._bin.seek(0)
         while self._bin.tell() < size:
-            self._hash.update(self._bin.read(min(BLOCK, size - self._bin.tell())))
+            self._hash.update(self._bin.read(min(READ_BYTES, size - self._bin.tell())))
 
     def __enter__(self) -> "IndexedWriter":
         return self
@@ -123,12 +124,12 @@ class IndexedWriter:
             ends = offset + np.cumsum(block.astype("<i8") * self.dtype.itemsize)
             yield np.concatenate([[offset], ends[:-1]]).astype("<i8").tobytes()
             offset = int(ends[-1])
-        for start in range(0, self.documents + 1, BLOCK):
-            yield np.arange(start, min(start + BLOCK, self.documents + 1), dtype="<i8").tobytes()
+        for start in range(0, self.documents + 1, INDEX_BLOCK):
+            yield np.arange(start, min(start + INDEX_BLOCK, self.documents + 1), dtype="<i8").tobytes()
 
     def _length_blocks(self) -> Iterator[np.ndarray]:
         self._lengths.seek(0)
-        while raw := self._lengths.read(4 * BLOCK):
+        while raw := self._lengths.read(4 * INDEX_BLOCK):
             yield np.frombuffer(raw, "<i4")
 
 
