@@ -1,0 +1,78 @@
+"""Gradients lose their part along each row, wherever the row lies."""
+
+import re
+
+import pytest
+import torch
+
+from megatron_ngpt.parallel.grid import RankGrid, make_grid
+from megatron_ngpt.sphere.renormalise import Renormaliser
+from megatron_ngpt.sphere.rows import CutRows
+from megatron_ngpt.sphere.tangent import TangentGradients
+from tests.on_ranks import RankFailure, on_ranks
+from tests.sphere.cases import BOTH, CASES, HIDDEN, WHOLE, ZERO, Case
+from tests.sphere.cut_weights import HeldWeights, Matrix
+
+CHOSEN = [*WHOLE, "a row on two ranks", "a row on three ranks", "a rank that holds nothing", "scattered 1", "scattered 2",
+          *HIDDEN, *BOTH]  # fmt: skip
+
+
+def project_case(case: Case, without_reduction: bool = False) -> None:
+    grid = make_grid(case.tensor)
+    weights = HeldWeights(list(case.matrices), grid)
+    renormaliser = Renormaliser(weights.shards, grid)
+    renormaliser.renormalise()
+    weights.set_gradients(seed=1)
+    if without_reduction:
+        CutRows._reduce = lambda self, vector, axis: vector
+    TangentGradients(renormaliser).project(renormaliser.rows.groups)
+    for matrix in case.matrices:
+        found, padding = weights.whole(matrix, [buffer.grad for buffer in weights.buffers])
+        gradient, rows = matrix.values(1).double(), matrix.values(0).double()
+        rows /= rows.norm(dim=1, keepdim=True)
+        if matrix.spherical:
+            along = (found.double() * rows).sum(1).abs().max()
+            assert along < 1e-6, f"{matrix.name}: {along:.3g} along a row is left"
+            gradient = gradient - (gradient * rows).sum(1, keepdim=True) * rows
+        assert (found - gradient).abs().max() < 1e-6, matrix.name
+        assert not padding.any()
+
+
+def project_cases(names: list[str]) -> None:
+    for name in names:
+        project_case(CASES[name])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_gradients_are_orthogonal_to_their_rows_and_equal_float64(ranks):
+    names = [name for name in CHOSEN if CASES[name].ranks == ranks]
+    assert names
+    on_ranks(ranks, project_cases, names)
+
+
+@pytest.mark.parametrize("case", [
+    pytest.param(ZERO["a row on two ranks"], id="ZeRO's cut"),
+    pytest.param(HIDDEN["hidden axis over two tensor ranks"], id="tensor-sharded hidden axis"),
+    pytest.param(ZERO["a row on three ranks"], id="a row on three ranks"),
+])  # fmt: skip
+def test_without_the_reduction_the_same_check_fails(case):
+    with pytest.raises(RankFailure, match="along a row is left") as failure:
+        on_ranks(case.ranks, project_case, case, True)
+    assert max(map(float, re.findall(r"(\S+) along a row is left", str(failure.value)))) > 1e-3
+
+
+def test_attached_the_step_uses_the_projected_gradient_and_ends_on_the_sphere():
+    matrix = WHOLE["whole rows"].matrices[0]
+    weights = HeldWeights([matrix, Matrix("scale", 1, 12, spherical=False)], RankGrid())
+    renormaliser = Renormaliser(weights.shards, RankGrid())
+    renormaliser.renormalise()
+    weights.set_gradients(seed=1)
+    base = torch.optim.SGD(weights.buffers, lr=0.5)
+    TangentGradients(renormaliser).attach(base)
+    renormaliser.attach(base)
+    base.step()
+    rows, gradient = matrix.values(0).double(), matrix.values(1).double()
+    rows /= rows.norm(dim=1, keepdim=True)
+    moved = rows - 0.5 * (gradient - (gradient * rows).sum(1, keepdim=True) * rows)
+    found = weights.shards["w"].master.view(7, 12)
+    assert (found - moved / moved.norm(dim=1, keepdim=True)).abs().max() < 1e-6
