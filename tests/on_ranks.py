@@ -98,4 +98,4 @@ def _rank(rank: int, ranks: int, store: str, end: Connection, function: Callable
     except BaseException:
         outcome = pickle.dumps((False, traceback.format_exc()))
     end.send_bytes(outcome)
-    dist.barrier()  # nobody leaves while another still talks to it; after a failure, until killed
+    wait([multiprocessing.parent_process().sentinel])  # to be killed: nobody leaves while another rank may still talk to it
