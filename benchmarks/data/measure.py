@@ -38,9 +38,11 @@ def cpu_of(function: Callable[[], object]) -> tuple[float, float]:
 
 
 def cpu_of_command(command: list[str], **environment: str) -> tuple[float, float]:
-    """(CPU seconds of a command and all its children, wall seconds). Raises CalledProcessError if it fails."""
+    """(CPU seconds of a command and all its children, wall seconds). Raises SystemExit if it fails."""
     before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
+    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: left with {done.returncode}\n{done.stderr.decode()}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, time.perf_counter() - wall
 

@@ -50,8 +50,8 @@ def megatron_command(checkout: str, corpus: Path, model: str, workers: int, outp
 
 
 def train(corpus: Path, model: str, vocab_size: int, output: Path) -> str:
-    """A tokenizer trained on 10 MB of the corpus."""
-    arguments = "--vocab_size", vocab_size, "--output", output, "--model", model, "--sample_bytes", 10_000_000
+    """A tokenizer trained on 30 MB of the corpus."""
+    arguments = "--vocab_size", vocab_size, "--output", output, "--model", model, "--sample_bytes", 30_000_000
     cpu_of_command([sys.executable, "-m", "data_tools", "train-tokenizer", "--input", str(corpus), *map(str, arguments)])
     return f"{output}.model"
 

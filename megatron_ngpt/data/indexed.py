@@ -5,8 +5,10 @@ The index is little-endian: magic, uint64 version, uint8 dtype code, uint64 sequ
 bytes of the header and compares file sizes, whatever the size of the dataset; everything else is mapped when first touched.
 """
 
+import errno
 import json
 import mmap
+import resource
 import struct
 from pathlib import Path
 
@@ -34,7 +36,25 @@ def pair_paths(prefix: str) -> tuple[Path, Path, Path]:
 
 
 def map_bytes(path: Path) -> mmap.mmap | bytes:
-    """The file's bytes, mapped read-only; an array made over them keeps the mapping alive for as long as it lives."""
+    """The file's bytes, mapped read-only; an array made over them keeps the mapping alive for as long as it lives.
+
+    Each mapping holds a file descriptor: where hundreds of shards need more than the soft limit, it is raised to the hard one.
+    Raises DataError if that is not enough either.
+    """
+    try:
+        return _map(path)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        return _map(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; raise the limit of {hard} (ulimit -n), or merge the shards") from None
+
+
+def _map(path: Path) -> mmap.mmap | bytes:
     with open(path, "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
 

@@ -3,7 +3,11 @@
 import gc
 import json
 import multiprocessing
+import os
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,3 +182,26 @@ def test_more_than_two_to_the_31_tokens_and_bytes(tmp_path):
     assert dataset.tokens == documents * length > 2**31
     assert dataset.document(999)[-1] == 77
     assert dataset.document_at(np.array([2**31, dataset.tokens - 1])).tolist() == [2**31 // length, 999]
+
+
+MANY_SHARDS = """
+import glob, resource, sys
+from megatron_ngpt.data.indexed import IndexedDataset
+from megatron_ngpt.errors import DataError
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, int(sys.argv[2])))
+try:
+    datasets = [IndexedDataset(path.removesuffix(".idx")) for path in sorted(glob.glob(sys.argv[1] + "/*.idx"))]
+    print(sum(int(dataset.tape[0]) for dataset in datasets))
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("hard, expected", [(4000, str(sum(range(60)))), (40, "raise the limit of 40 (ulimit -n), or merge")])
+def test_more_shards_than_open_files_allowed(tmp_path, hard, expected):
+    for number in range(60):
+        write_dataset(tmp_path / f"{number:02}", [[number]])
+    command = [sys.executable, "-c", MANY_SHARDS, str(tmp_path), str(hard)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0 and expected in done.stdout, done.stderr
