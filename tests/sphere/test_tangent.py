@@ -32,7 +32,7 @@ def project_case(case: Case, without_reduction: bool = False) -> None:
         rows /= rows.norm(dim=1, keepdim=True)
         if matrix.spherical:
             along = (found.double() * rows).sum(1).abs().max()
-            assert along < 1e-6, f"{matrix.name}: {along:.3g} along a row is left"
+            assert along < 1e-6, f"{matrix.name}: left along a row: {along:.3g}"
             gradient = gradient - (gradient * rows).sum(1, keepdim=True) * rows
         assert (found - gradient).abs().max() < 1e-6, matrix.name
         assert not padding.any()
@@ -56,9 +56,9 @@ def test_gradients_are_orthogonal_to_their_rows_and_equal_float64(ranks):
     pytest.param(ZERO["a row on three ranks"], id="a row on three ranks"),
 ])  # fmt: skip
 def test_without_the_reduction_the_same_check_fails(case):
-    with pytest.raises(RankFailure, match="along a row is left") as failure:
+    with pytest.raises(RankFailure, match="left along a row") as failure:
         on_ranks(case.ranks, project_case, case, True)
-    assert max(map(float, re.findall(r"(\d\S*) along a row is left", str(failure.value)))) > 1e-3
+    assert max(map(float, re.findall(r"left along a row: (\d\S*)", str(failure.value)))) > 1e-3
 
 
 def test_attached_the_step_uses_the_projected_gradient_and_ends_on_the_sphere():
