@@ -48,7 +48,7 @@ class Chunk:
     consumed: int
 
 
-def recognise(path: str, split_on: str | None) -> Source:
+def recognise(path: str) -> Source:
     """What kind of input a file is, by the ends of its name."""
     try:
         size = os.stat(path).st_size
@@ -64,7 +64,7 @@ def recognise(path: str, split_on: str | None) -> Source:
         if packing:
             raise ConfigError(f"--input {path}: Parquet compresses inside; unpack the file first")
         return Source(path, "parquet", None, size)
-    return Source(path, "jsonl" if end in JSONL and split_on is None else "text", packing, size)
+    return Source(path, "jsonl" if end in JSONL else "text", packing, size)
 
 
 def read_chunks(

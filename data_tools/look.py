@@ -68,7 +68,7 @@ def print_contents(contents: Contents) -> None:
     console.print(f"tokens a document: mean {mean:,.1f}, shortest {contents.shortest:,}, longest {contents.longest:,}")
     table = Table("tokens a document", "documents", "")
     for power, count in enumerate(contents.bins.tolist()):
-        bar = "█" * -(-BAR_WIDTH * count // int(contents.bins.max()))
+        bar = "█" * -(-BAR_WIDTH * count // max(1, int(contents.bins.max())))
         table.add_row(f"{2**power:,} to {2 ** (power + 1) - 1:,}", f"{count:,}", bar)
     console.print(table)
     if contents.bytes_shares:
@@ -81,6 +81,8 @@ def print_contents(contents: Contents) -> None:
 def print_samples(prefix: str, tokenizer: Tokenizer, count: int, seed: int) -> None:
     """Decode the beginnings of some documents, drawn by seed."""
     dataset = IndexedDataset(prefix)
+    if not dataset.documents:
+        return
     drawn = Permutation(dataset.documents, "inspect", seed)(np.arange(min(count, dataset.documents)))
     for number in drawn.tolist():
         tokens = dataset.document(number)

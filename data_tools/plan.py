@@ -81,6 +81,10 @@ class Work:
         raise DataError(f"--output {self.prefix}: {self.folder} holds unfinished work with another {' and '.join(changed)}; "
                         "give the arguments of that run to go on with it, or remove the folder to start anew")
 
+    def recorded(self) -> bool:
+        """Whether a shard is finished that a re-run would go on from."""
+        return (self.folder / "journal.json").exists()
+
     def record(self, journal: Journal) -> None:
         """Replace the journal; what it counts must be on disk by now."""
         write_text(self.folder / "journal.json", json.dumps(asdict(journal)))

@@ -40,7 +40,7 @@ def preprocess(options: Options) -> dict:
     Raises ConfigError and DataError for mistakes and malformed input, NgptError for failures after which a re-run goes on.
     """
     tokenizer = Tokenizer(options.tokenizer)
-    sources = [recognise(path, options.split_on) for path in options.files]
+    sources = [recognise(path) for path in options.files]
     try:
         with Work(options.output, _arguments(options, sources, tokenizer)) as work:
             if work.already_complete():
@@ -80,6 +80,10 @@ class _Run:
                 self.work.base, token_dtype(self.tokenizer.size), self.journal.documents, self.journal.bin_bytes
             ) as writer:
                 self._write(writer)
+                if not writer.documents:
+                    self.work.remove()
+                    raise DataError(f"--input: no document of {len(self.sources)} files has any text: {self.journal.empty} are "
+                                    f"empty, {self.journal.malformed} malformed; give files with text")
                 counts = {"text_bytes": self.journal.text_bytes, "empty_documents": self.journal.empty,
                           "malformed_lines": self.journal.malformed, "arguments_sha256": self.work.digest}
                 meta = writer.finish(self.target, meta | counts)
@@ -135,8 +139,12 @@ class _Run:
         shown = max(0, SHOWN_PROBLEMS - self.journal.malformed)
         problems = [f"{chunk.source.path}: {unit} {lines + number + 1}: {reason}" for number, reason in malformed[:shown]]
         if not self.options.skip_malformed:
-            more = f"{len(malformed)} malformed so far; mend the file" if len(malformed) > 1 else "mend the file"
-            raise DataError(*problems, f"{chunk.source.path}: {more} and remove {self.work.folder}, or leave such {unit}s out "
-                            "with --skip_malformed")
+            remedy = "mend the file"
+            if self.work.recorded():
+                remedy += f" and remove {self.work.folder}"     # which knows the file as it was
+            else:
+                self.work.remove()
+            raise DataError(*problems, f"{chunk.source.path}: {len(malformed)} malformed so far; {remedy}, or leave such "
+                            f"{unit}s out with --skip_malformed")
         for problem in problems:
             print(f"skipped: {problem}", file=sys.stderr)

@@ -46,7 +46,7 @@ def train_tokenizer(options: Options) -> tuple[str, float]:
     the data tools), 2 end of document, 3 padding.
     """
     _check(options)
-    sources = [recognise(path, options.split_on) for path in options.files]
+    sources = [recognise(path) for path in options.files]
     training, held_out = _sample(sources, options)
     if not training:
         raise DataError(f"--input: {', '.join(options.files[:3])}: no text found; JSONL and Parquet need the right --text_key")

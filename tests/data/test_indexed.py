@@ -63,6 +63,13 @@ def test_documents_of_several_sequences_and_empty_ones(tmp_path):
     assert dataset.document_at(np.arange(6)).tolist() == [0, 0, 0, 2, 2, 2]
 
 
+def test_a_pair_without_documents(tmp_path):
+    dataset = IndexedDataset(write_dataset(tmp_path / "d", []))
+    assert (dataset.documents, dataset.tokens, len(dataset.tape)) == (0, 0, 0)
+    with pytest.raises(IndexError, match="document 0 of 0"):
+        dataset.document(0)
+
+
 @pytest.mark.parametrize("code, dtype", [(1, "u1"), (2, "i1"), (3, "<i2"), (4, "<i4"), (5, "<i8"), (8, "<u2")])
 def test_every_integer_dtype(tmp_path, code, dtype):
     dataset = IndexedDataset(write_raw(tmp_path / "d", [1, 2, 100], [3], [0, 1], dtype, code))

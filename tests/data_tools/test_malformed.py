@@ -117,3 +117,28 @@ def test_mistakes_in_options(tmp_path, tokenizer_path, run, arguments, message):
     rest = {"--tokenizer": tokenizer_path, "--output": str(tmp_path / "d")}
     outcome = run("preprocess", *given, *[part for pair in rest.items() if pair[0] not in given for part in pair])
     assert outcome.code == 2 and message in outcome.err and "Traceback" not in outcome.err
+
+
+def test_nothing_but_empty_documents(tmp_path, process):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": ""}\n' * 3)
+    outcome = process("a.jsonl")
+    assert outcome.code == 2 and "no document of 1 files has any text: 3 are empty, 0 malformed" in outcome.err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_mended_file_is_taken(tmp_path, tokenizer_path, process):
+    (tmp_path / "a.jsonl").write_bytes(GOOD + b"bad\n")
+    assert "mend the file, or leave such lines out" in process("a.jsonl").err
+    (tmp_path / "a.jsonl").write_bytes(GOOD + GOOD)
+    assert process("a.jsonl").code == 0
+    assert documents_of(tmp_path / "out" / "d") == expected(tokenizer_path, ["good", "good"])
+
+
+def test_a_file_mended_after_finished_shards_needs_a_new_start(tmp_path, process, monkeypatch):
+    monkeypatch.setattr("data_tools.chunks.read_chunks.__defaults__", ((0, 0), 40))
+    monkeypatch.setattr("data_tools.encode.group_chunks.__defaults__", (40,))
+    monkeypatch.setattr("data_tools.preprocess.SHARD_BYTES", 100)
+    (tmp_path / "a.jsonl").write_bytes(GOOD * 50 + b"bad\n")
+    assert f"mend the file and remove {tmp_path}/out/d.partial" in process("a.jsonl").err
+    (tmp_path / "a.jsonl").write_bytes(GOOD * 51)
+    assert "unfinished work with another input" in process("a.jsonl").err

@@ -106,3 +106,10 @@ def test_inspect_refuses_another_tokenizer(dataset, tmp_path, source_texts, run)
     other = make_tokenizer(tmp_path / "o.model", source_texts[0].split("\n") * 3, 330)
     outcome = run("inspect", dataset, "--tokenizer", other)
     assert outcome.code == 2 and "made by another tokenizer" in outcome.err
+
+
+def test_a_dataset_without_documents(tmp_path, tokenizer_path, run):
+    prefix = write_dataset(tmp_path / "d", [])
+    for command in ("inspect", "verify"):
+        outcome = run(command, prefix, "--tokenizer", tokenizer_path)
+        assert outcome.code == 0 and "0 documents" in outcome.out
