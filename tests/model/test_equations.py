@@ -1,0 +1,231 @@
+"""Every part of a block against its equation as written, in float64: values and the gradients of all that is learned.
+
+The scales stand where the equations put them, on activations; the model folds them into weights, or into q alone.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megatron_ngpt.config.recipe import Scales
+from megatron_ngpt.model.attention import causal_attention
+from megatron_ngpt.model.decoder import Decoder
+from megatron_ngpt.model.scales import effective
+from tests.model.small import SHAPE, blueprint, tokens, trained
+
+B, T, D = 2, 10, SHAPE["hidden"]
+H, G, K = SHAPE["heads"], SHAPE["kv_heads"], SHAPE["hidden"] // SHAPE["heads"]
+
+
+def norm(x):
+    return x / x.square().sum(-1, keepdim=True).sqrt()
+
+
+def rope(x_BTHK):
+    length, size = x_BTHK.shape[1], x_BTHK.shape[-1]
+    angles = torch.arange(length).double()[:, None] * 10000.0 ** (-torch.arange(size // 2).double() / (size // 2))
+    turn = torch.polar(torch.ones_like(angles), angles)[:, None]
+    turned = torch.complex(x_BTHK[..., : size // 2].contiguous(), x_BTHK[..., size // 2 :].contiguous()) * turn
+    return torch.cat([turned.real, turned.imag], -1)
+
+
+def softmax_attention(q, k, v, scale):
+    scores = scale * torch.einsum("bqhk,bshk->bhqs", q, k)
+    scores = scores.masked_fill(torch.ones(q.shape[1], q.shape[1]).triu(1).bool(), -torch.inf)
+    return torch.einsum("bhqs,bshk->bqhk", scores.softmax(-1), v)
+
+
+def ngpt_attention(h, w):
+    """W_o softmax(√k q kᵀ) v with q and k = s_qk · Norm(rope(·)), for each query head with its group's row of s_qk."""
+    scale = w["qk_scale"] * math.sqrt(D)  # stored at 1/√d, effective 1
+    q, k, v = ((h @ w[f"{name}_proj.weight"].T).unflatten(-1, (-1, K)) for name in "qkv")
+    q = scale.repeat_interleave(H // G, 0) * norm(rope(q))
+    k, v = ((x if x is v else scale * norm(rope(x))).repeat_interleave(H // G, 2) for x in (k, v))
+    return softmax_attention(q, k, v, math.sqrt(K)).flatten(-2) @ w["o_proj.weight"]
+
+
+def ngpt_feed_forward(h, w):
+    """W_d (u ∘ silu(g)) with u = s_u ∘ (W_u h) and g = s_g √d ∘ (W_g h)."""
+    u = w["up_scale"] * (h @ w["up_proj.weight"].T)
+    g = w["gate_scale"] * math.sqrt(D) * (h @ w["gate_proj.weight"].T)
+    return (u * F.silu(g)) @ w["down_proj.weight"]
+
+
+def gpt_attention(x, w):
+    q, k, v = ((x @ w[f"{name}_proj.weight"].T).unflatten(-1, (-1, K)) for name in "qkv")
+    k, v = (rope(k).repeat_interleave(H // G, 2), v.repeat_interleave(H // G, 2))
+    return softmax_attention(rope(q), k, v, 1 / math.sqrt(K)).flatten(-2) @ w["o_proj.weight"]
+
+
+def gpt_feed_forward(x, w):
+    return ((x @ w["up_proj.weight"].T) * F.silu(x @ w["gate_proj.weight"].T)) @ w["down_proj.weight"]
+
+
+def lerp(h, target, alpha):
+    return norm(h + alpha * (target - h))
+
+
+def slerp(h, target, alpha):
+    angle = torch.acos((h * target).sum(-1, keepdim=True))
+    return norm((torch.sin((1 - alpha) * angle) * h + torch.sin(alpha * angle) * target) / torch.sin(angle))
+
+
+def ngpt_block(move):
+    def block(h, w):
+        for part, function in (("self_attn.", ngpt_attention), ("mlp.", ngpt_feed_forward)):
+            alpha = (w[f"{part}alpha"] * 0.05 * math.sqrt(D)).abs()
+            h = move(h, norm(function(h, below(w, part))), alpha)
+        return h
+
+    return block
+
+
+def gpt_block(h, w):
+    for part, before, function in (("self_attn.", "input_layernorm", gpt_attention),
+                                   ("mlp.", "post_attention_layernorm", gpt_feed_forward)):  # fmt: skip
+        x = h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w[f"{before}.weight"]
+        h = h + function(x, below(w, part))
+    return h
+
+
+def below(w, prefix):
+    return {name.removeprefix(prefix): tensor for name, tensor in w.items() if name.startswith(prefix)}
+
+
+def ngpt_head(h, w):
+    return w["logit_scale"] * math.sqrt(D) * (h @ w["weight"].T)
+
+
+def gpt_head(h, w):
+    x = h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w["norm.weight"]
+    return x @ w["weight"].T
+
+
+LAST = SHAPE["layers"] + 1
+PARTS = {
+    "ngpt block, lerp": ("ngpt", {}, lambda m: m.layers[1], ngpt_block(lerp)),
+    "ngpt block, slerp": ("ngpt", {"update": "slerp"}, lambda m: m.layers[1], ngpt_block(slerp)),
+    "ngpt attention": ("ngpt", {}, lambda m: m.layers[1].self_attn, ngpt_attention),
+    "ngpt feed-forward": ("ngpt", {}, lambda m: m.layers[1].mlp, ngpt_feed_forward),
+    "ngpt head": ("ngpt", {}, lambda m: m.layers[LAST], ngpt_head),
+    "gpt block": ("gpt", {}, lambda m: m.layers[1], gpt_block),
+    "gpt head": ("gpt", {}, lambda m: m.layers[LAST], gpt_head),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_equals_its_equation_in_value_and_gradients(name):
+    arch, keys, choose, equation = PARTS[name]
+    part = choose(trained(blueprint(arch, **keys)))
+    if arch == "gpt":
+        part = part.apply(enlarge)
+    generator = torch.Generator().manual_seed(7)
+    h = norm(torch.randn(B, T, D, generator=generator, dtype=torch.float64))
+    ours, theirs = h.float().requires_grad_(), h.requires_grad_()
+    used = [(n, p) for n, p in part.named_parameters() if "alpha" not in n or "block" in name]  # α is the block's business
+    weights = {n: p.detach().double().requires_grad_() for n, p in used}
+    found, wanted = part(ours), equation(theirs, weights)
+    given = torch.randn(wanted.shape, generator=generator, dtype=torch.float64)
+    (found * given).sum().backward()
+    (wanted * given).sum().backward()
+    assert relative_error(found.detach(), wanted.detach()) < 2e-6
+    assert relative_error(ours.grad, theirs.grad) < 1e-5
+    for parameter, tensor in weights.items():
+        assert relative_error(part.get_parameter(parameter).grad, tensor.grad) < 1e-5, parameter
+
+
+def enlarge(module):
+    """The baseline's weights of deviation 0.02 leave nothing but the residual to compare."""
+    for parameter in module.parameters(recurse=False):
+        if parameter.ndim == 2:
+            parameter.data.mul_(10)
+
+
+def relative_error(found, wanted):
+    return ((found.double() - wanted).norm() / wanted.norm()).item()
+
+
+def test_the_embedding_looks_up_rows_on_the_sphere():
+    module = trained(blueprint())
+    inputs = tokens(B, T)
+    h = module.layers[0](inputs)
+    assert torch.equal(h, module.layers[0].embed_tokens.weight[inputs])
+    assert (h.norm(dim=-1) - 1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("update", ["lerp", "slerp"])
+def test_alpha_zero_leaves_h(update):
+    block = trained(blueprint(update=update)).layers[1]
+    torch.nn.init.zeros_(block.self_attn.alpha)
+    torch.nn.init.zeros_(block.mlp.alpha)
+    h = norm(torch.randn(B, T, D, generator=torch.Generator().manual_seed(7)))
+    assert (block(h) - h).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("update", ["lerp", "slerp"])
+def test_alphas_sign_does_not_count_and_h_stays_on_the_sphere(update):
+    block = trained(blueprint(update=update)).layers[1]
+    h = norm(torch.randn(B, T, D, generator=torch.Generator().manual_seed(7)))
+    out = block(h)
+    block.self_attn.alpha.data.neg_()
+    block.mlp.alpha.data.neg_()
+    assert torch.equal(block(h), out)
+    assert (out.norm(dim=-1) - 1).abs().max() < 1e-6 and (out - h).abs().max() > 1e-3
+
+
+# Attention alone.
+
+
+def test_grouped_queries_equal_repeated_heads():
+    q, k, v = (torch.randn(B, T, heads, K, generator=torch.Generator().manual_seed(s)) for s, heads in enumerate((H, G, G)))
+    repeated = [x.repeat_interleave(H // G, 2) for x in (k, v)]
+    documents = torch.tensor([[0] * 4 + [1] * 6, [0] * 10])
+    for given in (None, documents):
+        grouped = causal_attention(q, k, v, 0.7, given)
+        torch.testing.assert_close(grouped, causal_attention(q, *repeated, 0.7, given), rtol=0, atol=1e-6)
+    exact = softmax_attention(q.double(), *(x.double() for x in repeated), 0.7)  # the second row is one document
+    torch.testing.assert_close(grouped[1].double(), exact[1], rtol=0, atol=1e-6)
+
+
+def test_a_token_sees_its_own_documents_past_alone():
+    q, k, v = (torch.randn(1, T, H, K, generator=torch.Generator().manual_seed(s)).requires_grad_() for s in range(3))
+    documents = torch.tensor([[0] * 4 + [1] * 6])
+    for token in range(T):
+        grad = torch.autograd.grad(causal_attention(q, k, v, 1.0, documents)[0, token].sum(), v)[0]
+        seen = grad[0].abs().sum((1, 2)).nonzero().flatten().tolist()
+        assert seen == list(range(0 if token < 4 else 4, token + 1))
+
+
+# Scales.
+
+
+def test_stored_scales_start_at_their_scale_and_effective_ones_at_their_init():
+    inits = {"alpha": (0.03, 0.5), "qk": (1.5, 0.25), "up": (2.0, 4.0), "gate": (0.5, 0.125), "logit": (3.0, 0.1)}
+    scales = Scales.model_validate({name: {"init": init, "scale": scale} for name, (init, scale) in inits.items()})
+    defaults = {name: (init, 1 / math.sqrt(D)) for name, init in (("alpha", 0.05), ("qk", 1.0), ("logit", 1.0))}
+    defaults |= {"up": (1.0, 1.0), "gate": (1.0, 1.0)}
+    for module, wanted in ((trained(blueprint(scales=scales), spread=0), inits), (trained(blueprint(), spread=0), defaults)):
+        block, head = module.layers[1], module.layers[LAST]
+        attention, mlp = block.self_attn, block.mlp
+        found = [("alpha", attention.alpha), ("alpha", mlp.alpha), ("qk", attention.qk_scale), ("up", mlp.up_scale),
+                 ("gate", mlp.gate_scale), ("logit", head.logit_scale)]  # fmt: skip
+        for name, stored in found:
+            init, scale = wanted[name]
+            torch.testing.assert_close(stored.detach(), torch.full_like(stored, scale))
+            torch.testing.assert_close(effective(stored).detach(), torch.full_like(stored, init))
+
+
+def test_effective_is_stored_times_init_over_scale():
+    alpha = trained(blueprint()).layers[1].mlp.alpha
+    torch.testing.assert_close(effective(alpha), alpha * 0.05 * math.sqrt(D))
+    alpha.data = alpha.data.bfloat16()
+    assert effective(alpha).dtype == torch.float32
+
+
+def test_shapes_of_the_learned_scales():
+    shapes = {p.full_name.split(".", 3)[-1]: tuple(p.placement.shape) for p in Decoder(blueprint()).layers[1].parameters()}
+    assert {name: shape for name, shape in shapes.items() if not name.endswith("weight")} == {
+        "self_attn.qk_scale": (G, K), "self_attn.alpha": (D,), "mlp.alpha": (D,), "mlp.up_scale": (40,), "mlp.gate_scale": (40,)
+    }  # fmt: skip
