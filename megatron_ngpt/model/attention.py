@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from megatron_ngpt.model.blueprint import Blueprint
-from megatron_ngpt.model.rotary import document_positions, rotate, rotation_table
+from megatron_ngpt.model.rotary import Rotation, rotate
 from megatron_ngpt.model.scales import effective, scale_parameter
 from megatron_ngpt.parallel.linear import ColumnParallelLinear, RowParallelLinear, enter_region, leave_region
 from megatron_ngpt.sphere.geometry import inverse_norm
@@ -19,7 +19,7 @@ class Attention(nn.Module):
     def __init__(self, blueprint: Blueprint):
         super().__init__()
         model, axis = blueprint.model, blueprint.grid.tensor
-        self.axis, self.sequence, self.rope_base = axis, blueprint.sequence, model.rope_base
+        self.axis, self.sequence = axis, blueprint.sequence
         self.heads, self.groups, self.head_size = model.heads // axis.size, model.groups // axis.size, model.head_size
         self.q_proj = ColumnParallelLinear(model.hidden, model.heads * model.head_size, axis)
         self.k_proj = ColumnParallelLinear(model.hidden, model.groups * model.head_size, axis)
@@ -27,27 +27,19 @@ class Attention(nn.Module):
         self.o_proj = RowParallelLinear(model.heads * model.head_size, model.hidden, axis)
         self.softmax_scale = model.head_size**-0.5
 
-    def forward(self, h_BTD: torch.Tensor, documents_BT: torch.Tensor | None = None) -> torch.Tensor:
-        """The attention's output [B, T, D]; `documents` masks attention across documents and restarts positions."""
+    def forward(self, h_BTD: torch.Tensor, rotation: Rotation, documents_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """The attention's output [B, T, D]; `documents` masks attention across documents, `rotation` restarts positions there."""
         x_BTD = enter_region(h_BTD.to(self.q_proj.weight.dtype), self.axis, self.sequence)
         q_BTHK = self.q_proj(x_BTD).unflatten(-1, (self.heads, self.head_size))
         k_BTGK = self.k_proj(x_BTD).unflatten(-1, (self.groups, self.head_size))
         v_BTGK = self.v_proj(x_BTD).unflatten(-1, (self.groups, self.head_size))
-        cos, sin = self._rotation(x_BTD, documents_BT)
-        q_BTHK, k_BTGK = self.position(q_BTHK, k_BTGK, cos, sin)
+        q_BTHK, k_BTGK = self.position(q_BTHK, k_BTGK, *rotation)
         a_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, self.softmax_scale, documents_BT)
         return leave_region(self.o_proj(a_BTHK.flatten(-2)), self.axis, self.sequence)
 
     def position(self, q_BTHK, k_BTGK, cos, sin) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys as the scores use them, in their own dtype."""
         return rotate(q_BTHK, cos, sin).to(q_BTHK.dtype), rotate(k_BTGK, cos, sin).to(k_BTGK.dtype)
-
-    def _rotation(self, x_BTD: torch.Tensor, documents_BT: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        cos, sin = rotation_table(x_BTD.shape[1], self.head_size, self.rope_base, x_BTD.device)
-        if documents_BT is None:
-            return cos, sin
-        positions = document_positions(documents_BT)
-        return cos[positions], sin[positions]
 
 
 class NormalizedAttention(Attention):

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from megatron_ngpt.model.attention import Attention, NormalizedAttention
 from megatron_ngpt.model.blueprint import Blueprint, name_parameters
 from megatron_ngpt.model.feed_forward import FeedForward, NormalizedFeedForward
+from megatron_ngpt.model.rotary import Rotation, rotation_of
 from megatron_ngpt.model.scales import effective
 from megatron_ngpt.parallel.placement import parameter, place
 from megatron_ngpt.parallel.regions import copy_to_ranks
@@ -47,11 +48,18 @@ class Block(nn.Module):
     def forward(self, state):
         """(h [B, T, D], documents [B, T]), or h alone where documents are not masked; returns the same."""
         h_BTD, documents_BT = state if self.blueprint.mask_documents else (state, None)
+        rotation = self._rotation(h_BTD, documents_BT)
         if self.blueprint.recompute and torch.is_grad_enabled():
-            h_BTD = checkpoint(self._run, h_BTD, documents_BT, use_reentrant=False, preserve_rng_state=False)
+            h_BTD = checkpoint(self._run, h_BTD, rotation, documents_BT, use_reentrant=False, preserve_rng_state=False)
         else:
-            h_BTD = self._run(h_BTD, documents_BT)
+            h_BTD = self._run(h_BTD, rotation, documents_BT)
         return (h_BTD, documents_BT) if self.blueprint.mask_documents else h_BTD
+
+    def _rotation(self, h_BTD: torch.Tensor, documents_BT: torch.Tensor | None) -> Rotation:
+        """Out of the compiled part, where a cached table would be computed anew by every block."""
+        slices = self.blueprint.grid.tensor.size if self.blueprint.sequence else 1
+        model = self.blueprint.model
+        return rotation_of(h_BTD.shape[1] * slices, model.head_size, model.rope_base, h_BTD.device, documents_BT)
 
 
 class NormalizedBlock(Block):
@@ -63,10 +71,10 @@ class NormalizedBlock(Block):
         self.mlp = NormalizedFeedForward(blueprint)
         self.move = {"lerp": lerp_step, "slerp": slerp_step}[blueprint.model.update]
 
-    def step(self, h_BTD: torch.Tensor, documents_BT: torch.Tensor | None) -> torch.Tensor:
+    def step(self, h_BTD: torch.Tensor, rotation: Rotation, documents_BT: torch.Tensor | None) -> torch.Tensor:
         """One block on h [B, T, D], which is on the sphere before and after."""
         dtype = self.blueprint.residual_dtype
-        h_BTD = self.move(h_BTD, unit(self.self_attn(h_BTD, documents_BT)), self._rates(self.self_attn.alpha)).to(dtype)
+        h_BTD = self.move(h_BTD, unit(self.self_attn(h_BTD, rotation, documents_BT)), self._rates(self.self_attn.alpha)).to(dtype)
         return self.move(h_BTD, unit(self.mlp(h_BTD)), self._rates(self.mlp.alpha)).to(dtype)
 
     def _rates(self, alpha: nn.Parameter) -> torch.Tensor:
@@ -84,8 +92,8 @@ class BaselineBlock(Block):
         self.post_attention_layernorm = RMSNorm(blueprint)
         self.mlp = FeedForward(blueprint)
 
-    def step(self, h_BTD: torch.Tensor, documents_BT: torch.Tensor | None) -> torch.Tensor:
+    def step(self, h_BTD: torch.Tensor, rotation: Rotation, documents_BT: torch.Tensor | None) -> torch.Tensor:
         """One block on h [B, T, D]."""
         dtype = self.blueprint.residual_dtype
-        h_BTD = (h_BTD + self.self_attn(self.input_layernorm(h_BTD), documents_BT)).to(dtype)
+        h_BTD = (h_BTD + self.self_attn(self.input_layernorm(h_BTD), rotation, documents_BT)).to(dtype)
         return (h_BTD + self.mlp(self.post_attention_layernorm(h_BTD))).to(dtype)

@@ -1,6 +1,6 @@
 """What every layer needs to know to build itself."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -19,12 +19,12 @@ class Blueprint:
         sequence: activations between blocks are split along the sequence over the tensor ranks.
         mask_documents: layers get, and pass on, each token's document.
         recompute: keep only each block's input, recompute the block in backward.
-        compile: compile each block.
+        compile: compile each block, and the loss.
     """
 
     model: Model
     vocabulary: int
-    grid: RankGrid = RankGrid()
+    grid: RankGrid = field(default_factory=RankGrid)
     sequence: bool = False
     mask_documents: bool = False
     recompute: bool = False

@@ -70,8 +70,8 @@ class Loss:
     """Mean loss a token, nats; DeepSpeed's pipeline calls it on the last stage's (logits, targets [B, T])."""
 
     def __init__(self, blueprint: Blueprint):
-        self.axis = blueprint.grid.tensor
+        self.axis, self.compiled = blueprint.grid.tensor, blueprint.compile
         self.first = local_vocabulary(blueprint)[0]
 
     def __call__(self, logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(logits_BTV, targets_BT, self.axis, self.first).mean()
+        return cross_entropy(logits_BTV, targets_BT, self.axis, self.first, self.compiled).mean()

@@ -29,4 +29,6 @@ def start_process_group(device: torch.device) -> None:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"))
         store = dist.HashStore()  # no port that another run on this host could hold
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
+    # On a CPU DeepSpeed would first compile an all-reduce through shared memory, for a minute, that only its inference uses.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)

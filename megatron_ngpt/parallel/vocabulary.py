@@ -14,7 +14,7 @@ from megatron_ngpt.parallel.grid import Axis
 from megatron_ngpt.parallel.placement import parameter, place
 from megatron_ngpt.parallel.regions import gather_hidden, hidden_to_sequence, reduce_from_ranks, reduce_to_sequence
 
-_CHUNK_ENTRIES = 1 << 22  # logits that the cross-entropy turns to fp32 at a time
+_CPU_CHUNK, _DEVICE_CHUNK = 1 << 18, 1 << 26  # logits that the cross-entropy turns to fp32 at a time
 
 
 def padded(vocabulary: int, axis: Axis) -> int:
@@ -54,54 +54,78 @@ class HiddenParallelEmbedding(nn.Module):
         return (hidden_to_sequence if self.sequence else gather_hidden)(slices, self.axis)
 
 
-def cross_entropy(logits: torch.Tensor, targets_BT: torch.Tensor, axis: Axis, first: int) -> torch.Tensor:
+def cross_entropy(logits: torch.Tensor, targets_BT: torch.Tensor, axis: Axis, first: int, compiled: bool = False) -> torch.Tensor:
     """Each token's loss, fp32 [B, T], nats, from the logits [B, T, V] of the entries first .. first + V on this rank.
 
-    Two reductions of [N] floats over the tensor ranks; logits are never gathered.
+    Two reductions of [N] floats over the tensor ranks; logits are never gathered. `compiled`: the passes over the logits are fused.
     """
-    losses = _CrossEntropy.apply(logits.flatten(0, -2), targets_BT.flatten() - first, axis)
+    passes = _Compiled if compiled else _Chunked
+    losses = _CrossEntropy.apply(logits.flatten(0, -2), targets_BT.flatten() - first, axis, passes)
     return losses.view(targets_BT.shape)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """log Σ exp(logits) − logit of the target, in chunks of tokens so that fp32 copies stay small."""
+    """log Σ exp(logits) − logit of the target; targets outside [0, V) are other ranks'."""
 
     @staticmethod
-    def forward(ctx, logits_NV: torch.Tensor, targets_N: torch.Tensor, axis: Axis) -> torch.Tensor:
-        here = (targets_N >= 0) & (targets_N < logits_NV.shape[1])
-        stats = torch.stack([_log_sum_exp(logits_NV), _pick(logits_NV, targets_N, here)])
+    def forward(ctx, logits_NV: torch.Tensor, targets_N: torch.Tensor, axis: Axis, passes) -> torch.Tensor:
+        stats = torch.stack([passes.log_sum_exp(logits_NV), _pick(logits_NV, targets_N)])
         log_z, picked = stats if axis.size == 1 else _combine(stats, axis)
-        ctx.save_for_backward(logits_NV, targets_N, here, log_z)
+        ctx.save_for_backward(logits_NV, targets_N, log_z)
+        ctx.passes = passes
         return log_z - picked
 
     @staticmethod
     def backward(ctx, grad_N: torch.Tensor):
-        logits_NV, targets_N, here, log_z = ctx.saved_tensors
-        grad = torch.empty_like(logits_NV)
-        for rows in _chunks(logits_NV):
-            soft = torch.exp(logits_NV[rows].float() - log_z[rows, None]).mul_(grad_N[rows, None])
-            if soft.shape[1]:
-                hit = torch.where(here[rows], -grad_N[rows], 0)
-                soft.scatter_add_(1, targets_N[rows].masked_fill(~here[rows], 0).unsqueeze(1), hit.unsqueeze(1))
-            grad[rows] = soft
-        return grad, None, None
-
-
-def _chunks(logits_NV: torch.Tensor) -> list[slice]:
-    tokens, entries = logits_NV.shape
-    step = max(1, _CHUNK_ENTRIES // max(1, entries))
-    return [slice(i, i + step) for i in range(0, tokens, step)]
+        return ctx.passes.gradient(*ctx.saved_tensors, grad_N), None, None, None
 
 
 def _log_sum_exp(logits_NV: torch.Tensor) -> torch.Tensor:
-    if logits_NV.shape[1] == 0:  # a rank whose rows are all padding
-        return logits_NV.new_full(logits_NV.shape[:1], -torch.inf, dtype=torch.float32)
-    return torch.cat([torch.logsumexp(logits_NV[rows].float(), 1) for rows in _chunks(logits_NV)])
+    return torch.logsumexp(logits_NV.float(), 1)
 
 
-def _pick(logits_NV: torch.Tensor, targets_N: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+def _gradient(logits_NV: torch.Tensor, targets_N: torch.Tensor, log_z_N: torch.Tensor, grad_N: torch.Tensor) -> torch.Tensor:
+    """(softmax − one-hot) · grad, in the logits' dtype."""
+    soft = torch.exp(logits_NV.float() - log_z_N.unsqueeze(1))
+    hit = torch.arange(logits_NV.shape[1], device=logits_NV.device) == targets_N.unsqueeze(1)
+    return ((soft - hit.float()) * grad_N.unsqueeze(1)).to(logits_NV.dtype)
+
+
+class _Chunked:
+    """The passes over the logits, some tokens at a time so that fp32 copies stay small (on a CPU: in its cache)."""
+
+    @staticmethod
+    def log_sum_exp(logits_NV: torch.Tensor) -> torch.Tensor:
+        if logits_NV.shape[1] == 0:  # a rank whose rows are all padding
+            return logits_NV.new_full(logits_NV.shape[:1], -torch.inf, dtype=torch.float32)
+        return torch.cat([_log_sum_exp(part) for part in logits_NV.split(_tokens_at_a_time(logits_NV))])
+
+    @staticmethod
+    def gradient(logits_NV, targets_N, log_z_N, grad_N) -> torch.Tensor:
+        step, found = _tokens_at_a_time(logits_NV), torch.empty_like(logits_NV)
+        for start in range(0, logits_NV.shape[0], step):
+            rows = slice(start, start + step)
+            found[rows] = _gradient(logits_NV[rows], targets_N[rows], log_z_N[rows], grad_N[rows])
+        return found
+
+
+class _Compiled:
+    """The passes over the logits, each one fused kernel."""
+
+    log_sum_exp = staticmethod(torch.compile(_log_sum_exp))
+    gradient = staticmethod(torch.compile(_gradient))
+
+
+def _tokens_at_a_time(logits_NV: torch.Tensor) -> int:
+    entries = _CPU_CHUNK if logits_NV.device.type == "cpu" else _DEVICE_CHUNK
+    return max(1, entries // max(1, logits_NV.shape[1]))
+
+
+def _pick(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """The logits of the targets that are here, 0 for the others."""
     if logits_NV.shape[1] == 0:
         return logits_NV.new_zeros(logits_NV.shape[:1], dtype=torch.float32)
+    here = (targets_N >= 0) & (targets_N < logits_NV.shape[1])
     picked = logits_NV.gather(1, targets_N.masked_fill(~here, 0).unsqueeze(1)).squeeze(1).float()
     return torch.where(here, picked, 0)
 
