@@ -1,10 +1,10 @@
-"""What this rank holds of every parameter, under every DeepSpeed optimiser. Nothing else in the project knows where DeepSpeed keeps its
-fp32 masters.
+"""What this rank holds of every parameter, under every DeepSpeed optimiser.
 
-Tensor parallelism leaves a rank a box of the global tensor (`Placement`), ZeRO a contiguous run of that box, flattened. The run lies
-in a buffer that the base optimiser steps: the parameter itself (no ZeRO), or a flat partition of a parameter group (`DeepSpeedZeroOptimizer`,
-`BF16_Optimizer`, `DeepSpeedZeroOptimizer_Stage3`). The master is a slice of the buffer, the gradient the same slice of its `.grad`, a
-moment the same slice of the base optimiser's state.
+Nothing else in the project knows where DeepSpeed keeps its fp32 masters. Tensor parallelism leaves a rank a box of the global tensor
+(`Placement`), ZeRO a contiguous run of that box, flattened. The run lies in a buffer that the base optimiser steps: the parameter
+itself (no ZeRO), or a flat partition of a parameter group (`DeepSpeedZeroOptimizer`, `BF16_Optimizer`,
+`DeepSpeedZeroOptimizer_Stage3`). The master is a slice of the buffer, the gradient the same slice of its `.grad`, a moment the same
+slice of the base optimiser's state.
 """
 
 from collections.abc import Iterator
