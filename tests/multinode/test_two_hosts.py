@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.corpus import REPOSITORY, make_corpus
+from tests.distributed.corpus import REPOSITORY
 from tests.distributed.layouts import difference
+from tests.distributed.ranks import train
 
 HOSTS = Path(__file__).with_name("hosts.sh")
 TOOLS = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "pdsh": "pdsh", "nsenter": "util-linux"}
@@ -47,11 +48,6 @@ def hosts() -> Iterator[Path]:
             subprocess.run([HOSTS, "down", folder], check=True, timeout=60)
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    return make_corpus(tmp_path_factory.mktemp("corpus") / "data")
-
-
 def launch(command: list, **environment: str) -> None:
     """Run to the end; the test fails with what was printed if the command does."""
     command, variables = [str(part) for part in command], os.environ | ENVIRONMENT | environment
@@ -59,21 +55,20 @@ def launch(command: list, **environment: str) -> None:
     assert done.returncode == 0, (done.stdout + done.stderr).decode(errors="replace")[-5000:]
 
 
-def test_two_hosts_train_like_one(hosts, corpus, tmp_path):
+def test_two_hosts_train_like_one(hosts, corpus, in_repository, tmp_path):
     """Tensor ranks on a host, data ranks and their ZeRO-2 partitions across the hosts."""
-    deepspeed = Path(sys.executable).with_name("deepspeed")
-    script, recipe = "launch/pretrain.py", corpus / "recipe.yaml"
+    deepspeed, recipe = Path(sys.executable).with_name("deepspeed"), corpus / "recipe.yaml"
     layout = ["--parallel.tensor=2", "--deepspeed=ds_configs/zero2.json", f"--training.output={tmp_path / 'two'}"]
     (tmp_path / "environment").write_text("".join(f"{key}={value}\n" for key, value in ENVIRONMENT.items()))
 
-    launch([deepspeed, "--num_gpus", 2, script, recipe, f"--training.output={tmp_path / 'one'}"])
     launch(
-        [HOSTS, "on", hosts, 1, deepspeed, "--hostfile", hosts / "hostfile", script, recipe, *layout],
+        [HOSTS, "on", hosts, 1, deepspeed, "--hostfile", hosts / "hostfile", "launch/pretrain.py", recipe, *layout],
         DS_ENV_FILE=str(tmp_path / "environment"),
     )
 
     logs = [(tmp_path / "two" / "logs" / f"rank-{rank:05}.log").read_text() for rank in range(4)]
     assert [f"rank {rank} on host{1 + rank // 2}," in log for rank, log in enumerate(logs)] == [True] * 4
+    train(2, [str(recipe)], tmp_path / "one")
     found = difference(tmp_path / "two", tmp_path / "one")
     assert found.steps == 20 and found.clipped
     assert found.loss <= 1e-5
