@@ -1,124 +1,38 @@
-"""Every part of a block against its equation as written, in float64: values and the gradients of all that is learned.
-
-The scales stand where the equations put them, on activations; the model folds them into weights, or into q alone.
-"""
+"""Every part of a block against its equation as written, in float64: values and the gradients of all that is learned."""
 
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from megatron_ngpt.config.recipe import Scales
 from megatron_ngpt.model.attention import causal_attention
 from megatron_ngpt.model.decoder import Decoder
+from megatron_ngpt.model.rotary import rotation_table
 from megatron_ngpt.model.scales import effective
+from tests.model import equations
+from tests.model.equations import norm, softmax_attention
 from tests.model.small import SHAPE, blueprint, tokens, trained
 
 B, T, D = 2, 10, SHAPE["hidden"]
 H, G, K = SHAPE["heads"], SHAPE["kv_heads"], SHAPE["hidden"] // SHAPE["heads"]
-
-
-def norm(x):
-    return x / x.square().sum(-1, keepdim=True).sqrt()
-
-
-def rope(x_BTHK):
-    length, size = x_BTHK.shape[1], x_BTHK.shape[-1]
-    angles = torch.arange(length).double()[:, None] * 10000.0 ** (-torch.arange(size // 2).double() / (size // 2))
-    turn = torch.polar(torch.ones_like(angles), angles)[:, None]
-    turned = torch.complex(x_BTHK[..., : size // 2].contiguous(), x_BTHK[..., size // 2 :].contiguous()) * turn
-    return torch.cat([turned.real, turned.imag], -1)
-
-
-def softmax_attention(q, k, v, scale):
-    scores = scale * torch.einsum("bqhk,bshk->bhqs", q, k)
-    scores = scores.masked_fill(torch.ones(q.shape[1], q.shape[1]).triu(1).bool(), -torch.inf)
-    return torch.einsum("bhqs,bshk->bqhk", scores.softmax(-1), v)
-
-
-def ngpt_attention(h, w):
-    """W_o softmax(√k q kᵀ) v with q and k = s_qk · Norm(rope(·)), for each query head with its group's row of s_qk."""
-    scale = w["qk_scale"] * math.sqrt(D)  # stored at 1/√d, effective 1
-    q, k, v = ((h @ w[f"{name}_proj.weight"].T).unflatten(-1, (-1, K)) for name in "qkv")
-    q = scale.repeat_interleave(H // G, 0) * norm(rope(q))
-    k, v = ((x if x is v else scale * norm(rope(x))).repeat_interleave(H // G, 2) for x in (k, v))
-    return softmax_attention(q, k, v, math.sqrt(K)).flatten(-2) @ w["o_proj.weight"]
-
-
-def ngpt_feed_forward(h, w):
-    """W_d (u ∘ silu(g)) with u = s_u ∘ (W_u h) and g = s_g √d ∘ (W_g h)."""
-    u = w["up_scale"] * (h @ w["up_proj.weight"].T)
-    g = w["gate_scale"] * math.sqrt(D) * (h @ w["gate_proj.weight"].T)
-    return (u * F.silu(g)) @ w["down_proj.weight"]
-
-
-def gpt_attention(x, w):
-    q, k, v = ((x @ w[f"{name}_proj.weight"].T).unflatten(-1, (-1, K)) for name in "qkv")
-    k, v = (rope(k).repeat_interleave(H // G, 2), v.repeat_interleave(H // G, 2))
-    return softmax_attention(rope(q), k, v, 1 / math.sqrt(K)).flatten(-2) @ w["o_proj.weight"]
-
-
-def gpt_feed_forward(x, w):
-    return ((x @ w["up_proj.weight"].T) * F.silu(x @ w["gate_proj.weight"].T)) @ w["down_proj.weight"]
-
-
-def lerp(h, target, alpha):
-    return norm(h + alpha * (target - h))
-
-
-def slerp(h, target, alpha):
-    angle = torch.acos((h * target).sum(-1, keepdim=True))
-    return norm((torch.sin((1 - alpha) * angle) * h + torch.sin(alpha * angle) * target) / torch.sin(angle))
-
-
-def ngpt_block(move):
-    def block(h, w):
-        for part, function in (("self_attn.", ngpt_attention), ("mlp.", ngpt_feed_forward)):
-            alpha = (w[f"{part}alpha"] * 0.05 * math.sqrt(D)).abs()
-            h = move(h, norm(function(h, below(w, part))), alpha)
-        return h
-
-    return block
-
-
-def gpt_block(h, w):
-    for part, before, function in (("self_attn.", "input_layernorm", gpt_attention),
-                                   ("mlp.", "post_attention_layernorm", gpt_feed_forward)):  # fmt: skip
-        x = h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w[f"{before}.weight"]
-        h = h + function(x, below(w, part))
-    return h
-
-
-def below(w, prefix):
-    return {name.removeprefix(prefix): tensor for name, tensor in w.items() if name.startswith(prefix)}
-
-
-def ngpt_head(h, w):
-    return w["logit_scale"] * math.sqrt(D) * (h @ w["weight"].T)
-
-
-def gpt_head(h, w):
-    x = h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w["norm.weight"]
-    return x @ w["weight"].T
-
-
 LAST = SHAPE["layers"] + 1
 PARTS = {
-    "ngpt block, lerp": ("ngpt", {}, lambda m: m.layers[1], ngpt_block(lerp)),
-    "ngpt block, slerp": ("ngpt", {"update": "slerp"}, lambda m: m.layers[1], ngpt_block(slerp)),
-    "ngpt attention": ("ngpt", {}, lambda m: m.layers[1].self_attn, ngpt_attention),
-    "ngpt feed-forward": ("ngpt", {}, lambda m: m.layers[1].mlp, ngpt_feed_forward),
-    "ngpt head": ("ngpt", {}, lambda m: m.layers[LAST], ngpt_head),
-    "gpt block": ("gpt", {}, lambda m: m.layers[1], gpt_block),
-    "gpt head": ("gpt", {}, lambda m: m.layers[LAST], gpt_head),
+    "ngpt block, lerp": ("ngpt", {}, lambda m: m.layers[1], equations.block_of),
+    "ngpt block, slerp": ("ngpt", {"update": "slerp"}, lambda m: m.layers[1], equations.block_of),
+    "ngpt attention": ("ngpt", {}, lambda m: m.layers[1].self_attn, lambda _: equations.ngpt_attention),
+    "ngpt feed-forward": ("ngpt", {}, lambda m: m.layers[1].mlp, lambda _: equations.ngpt_feed_forward),
+    "ngpt head": ("ngpt", {}, lambda m: m.layers[LAST], lambda _: equations.ngpt_head),
+    "gpt block": ("gpt", {}, lambda m: m.layers[1], equations.block_of),
+    "gpt head": ("gpt", {}, lambda m: m.layers[LAST], lambda _: equations.gpt_head),
 }
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_part_equals_its_equation_in_value_and_gradients(name):
-    arch, keys, choose, equation = PARTS[name]
-    part = choose(trained(blueprint(arch, **keys)))
+    arch, keys, choose, equation_of = PARTS[name]
+    plan = blueprint(arch, **keys)
+    part, equation = choose(trained(plan)), equation_of(plan.model)
     if arch == "gpt":
         part = part.apply(enlarge)
     generator = torch.Generator().manual_seed(7)
@@ -126,7 +40,8 @@ def test_a_part_equals_its_equation_in_value_and_gradients(name):
     ours, theirs = h.float().requires_grad_(), h.requires_grad_()
     used = [(n, p) for n, p in part.named_parameters() if "alpha" not in n or "block" in name]  # α is the block's business
     weights = {n: p.detach().double().requires_grad_() for n, p in used}
-    found, wanted = part(ours), equation(theirs, weights)
+    rotation = [rotation_table(T, K, 10000.0, h.device)] if name == "ngpt attention" else []
+    found, wanted = part(ours, *rotation), equation(theirs, weights)
     given = torch.randn(wanted.shape, generator=generator, dtype=torch.float64)
     (found * given).sum().backward()
     (wanted * given).sum().backward()

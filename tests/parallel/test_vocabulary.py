@@ -21,11 +21,12 @@ def entries_here(entries: int, axis) -> tuple[int, int]:
     return axis.rank * each, len(here)
 
 
-def check_losses(chunk_entries):
-    vocabulary._CHUNK_ENTRIES = chunk_entries
+def check_losses(vocabularies=VOCABULARIES, chunk=None, compiled=False):
+    if chunk:
+        vocabulary._CPU_CHUNK = chunk
     axis = make_grid(tensor=dist.get_world_size()).tensor
     generator = torch.Generator().manual_seed(3)
-    for entries in VOCABULARIES:
+    for entries in vocabularies:
         for largest in (1.0, 300.0):
             logits = largest * torch.randn(B, T, entries, generator=generator)
             targets = torch.randint(0, entries, (B, T), generator=generator)
@@ -36,7 +37,7 @@ def check_losses(chunk_entries):
             first, count = entries_here(entries, axis)
             here = slice(first, first + count)
             own = logits[..., here].clone().requires_grad_()
-            losses = cross_entropy(own, targets, axis, first)
+            losses = cross_entropy(own, targets, axis, first, compiled)
             (losses * given).sum().backward()
             assert losses.dtype == torch.float32
             torch.testing.assert_close(losses.double(), wanted, rtol=1e-6, atol=1e-6 + 2e-7 * largest)
@@ -45,11 +46,16 @@ def check_losses(chunk_entries):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_losses_over_a_split_vocabulary(ranks):
-    on_ranks(ranks, check_losses, 1 << 22)
+    on_ranks(ranks, check_losses)
 
 
 def test_losses_in_chunks_of_a_few_tokens():
-    on_ranks(2, check_losses, 10)
+    on_ranks(2, check_losses, VOCABULARIES, 10)
+
+
+@pytest.mark.heavy
+def test_losses_by_compiled_passes():
+    on_ranks(3, check_losses, (7, 4), None, True, seconds=200)
 
 
 def bf16_losses():
