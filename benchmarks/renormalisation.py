@@ -1,0 +1,124 @@
+"""Time of returning the weights to the sphere beside the fused AdamW update of the same weights, on 1 rank and under ZeRO-3 on 2.
+
+    python -m benchmarks.renormalisation [--rounds N] [--output FILE.json]
+
+Both run on the masters that DeepSpeed holds, in turn; the ratio is the median over rounds. Printed beside it: the bytes of partial sums a
+rank reduces for one renormalisation, measured, and by the formula of megatron_ngpt/sphere/rows.py.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.multiprocessing
+
+from benchmarks.machine import write
+from megatron_ngpt.parallel.device import choose_device
+
+MODEL = {"hidden": 768, "layers": 10, "heads": 12, "context": 1024}  # 119 million parameters
+VOCABULARY = 16001  # odd, so that two ranks cut a row of each embedding
+
+
+def build_engine(stage: int, device: torch.device):
+    """The training engine, as the loop builds it, on every rank of the process group."""
+    from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice, engine_config
+    from megatron_ngpt.config.recipe import Recipe
+    from megatron_ngpt.parallel.grid import make_grid
+    from megatron_ngpt.training.engine import Engine
+
+    recipe = Recipe.model_validate(
+        {
+            "model": MODEL,
+            "data": {"tokenizer": "none is read", "train": [{"prefix": "none is read"}]},
+            "training": {"output": "nothing is written", "global_batch": 2, "micro_batch": 1},
+        }
+    )
+    grid = make_grid()
+    raw = {"zero_optimization": {"stage": stage}}
+    engine = Engine(recipe, VOCABULARY, engine_config(recipe, DeepSpeedChoice(stage, False, False, raw), grid.data.size), grid, device)
+    engine.initialise()
+    return engine
+
+
+def measure(rank: int, ranks: int, stage: int, rounds: int, output: str) -> None:
+    """On one rank: the seconds of both, and the bytes, to a JSON file."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT="29577")
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
+    device = choose_device()
+    from megatron_ngpt.parallel.device import start_process_group
+    from megatron_ngpt.parallel.shards import stepped_buffers
+
+    start_process_group(device)
+    engine = build_engine(stage, device)
+    buffers = stepped_buffers(engine.optimizer) or list(engine.engine.module.parameters())
+    for buffer in buffers:
+        buffer.grad = torch.full_like(buffer, 1e-4)
+    update = torch.optim.AdamW(buffers, lr=1e-4, weight_decay=0, fused=True)
+    renormaliser = engine.renormaliser
+    times, before = {"adamw": [], "renormalise": []}, renormaliser.bytes_reduced
+    for number in range(-2, rounds):
+        for name, work in (("adamw", update.step), ("renormalise", renormaliser.renormalise)):
+            torch.distributed.barrier()
+            start = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if number >= 0:
+                times[name].append(time.perf_counter() - start)
+    sent = (renormaliser.bytes_reduced - before) / (rounds + 2)
+    parameters = sum(s.placement.local[0] * (s.placement.local[1] if len(s.placement.local) > 1 else 1) for s in engine.shards.values())
+    result = {"ranks": ranks, "zero_stage": stage, "parameters": parameters, "seconds": times, "bytes": sent,
+              "formula_bytes": 4 * cut_rows(engine)}
+    if rank == 0:
+        Path(output).write_text(json.dumps(result))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def cut_rows(engine) -> int:
+    """Rows that ZeRO-3 cuts anywhere in the data group: each parameter's partition boundaries that fall inside a row."""
+    ranks, cut = engine.grid.data.size, 0
+    for parameter in engine.engine.module.parameters():
+        if getattr(parameter, "spherical", False) and hasattr(parameter, "ds_id"):
+            rows, columns = parameter.ds_shape
+            boundaries = [r * parameter.ds_tensor.ds_numel for r in range(1, ranks)]
+            cut += len({b // columns for b in boundaries if b % columns and b < rows * columns})
+    return cut
+
+
+def main() -> None:
+    """Measure both, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/renormalisation.json"))
+    options = parser.parse_args()
+    print("| ranks | ZeRO | parameters | AdamW ms | renormalise ms | ratio | bytes reduced a rank | by the formula |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for ranks, stage in ((1, 0), (2, 3)):
+            path = Path(folder) / f"{ranks}.json"
+            torch.multiprocessing.spawn(measure, args=(ranks, stage, options.rounds, str(path)), nprocs=ranks)
+            results.append(json.loads(path.read_text()))
+            print(row(results[-1]), flush=True)
+    write(options.output, {"results": results})
+
+
+def row(result: dict) -> str:
+    """A line of the table."""
+    adamw, renormalise = result["seconds"]["adamw"], result["seconds"]["renormalise"]
+    ratio = statistics.median(r / a for r, a in zip(renormalise, adamw, strict=True))
+    cells = [
+        result["ranks"], result["zero_stage"], f"{result['parameters']:,}", f"{1000 * statistics.median(adamw):.1f}",
+        f"{1000 * statistics.median(renormalise):.1f}", f"{ratio:.2f}", f"{result['bytes']:.0f}", result["formula_bytes"],
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+if __name__ == "__main__":
+    main()
