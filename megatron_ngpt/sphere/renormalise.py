@@ -71,10 +71,10 @@ class Renormaliser:
 
     def _rescale_whole(self, whole: Rows) -> None:
         for rows in whole.pieces:
-            norms = _row_norms(rows)
-            rows.div_(norms.unsqueeze(1))
+            norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+            rows.div_(norms)
             if self.measure:
-                self._note(norms, _row_norms(rows))
+                self._note(norms, torch.linalg.vector_norm(rows, dim=1))
 
     def _rescale_cut(self, cut: CutRows) -> None:
         norms = cut_norms(cut)
@@ -99,14 +99,10 @@ class Renormaliser:
         return NormErrors(*worst.tolist())
 
 
-def _row_norms(rows: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(rows, dim=1).clamp_min_(torch.finfo(torch.float32).tiny)
-
-
 def cut_norms(cut: CutRows) -> torch.Tensor:
     """The lengths of the rows that `cut` holds pieces of, fp32 [rows here] (collective over the ranks that share them)."""
     if cut.rows.pieces:
         partial = torch.cat([torch.linalg.vector_norm(p, dim=1).square_() for p in cut.rows.pieces])
     else:
         partial = torch.empty(0)
-    return cut.total(partial).sqrt_().clamp_min_(torch.finfo(torch.float32).tiny)
+    return cut.total(partial).sqrt_()

@@ -4,4 +4,4 @@ import os
 
 os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
 
-import megatron_ngpt.training.loop  # noqa: E402, F401
+import megatron_ngpt.training.loop  # noqa: F401

@@ -1,0 +1,38 @@
+#!/usr/bin/env python3
+"""Draw the training and validation loss of runs: python launch/plot_loss.py RUN_DIRECTORY ... --output FILE.png (needs matplotlib)."""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def curve(run: Path, key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one key of a run's metrics.jsonl."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def main() -> None:
+    """Draw and write the picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIRECTORY")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.png")
+    options = parser.parse_args()
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for run in options.runs:
+        (line,) = axes.plot(*curve(run, "loss"), linewidth=0.8, alpha=0.6, label=f"{run.name}: training")
+        axes.plot(*curve(run, "valid_loss"), "o-", color=line.get_color(), markersize=5, label=f"{run.name}: validation")
+    axes.set(xlabel="step", ylabel="loss, nats a token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(options.output, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
