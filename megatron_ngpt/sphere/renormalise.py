@@ -15,6 +15,8 @@ from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.shards import Shard, stepped_buffers
 from megatron_ngpt.sphere.rows import CutRows, Rows, SphereRows, sphere_rows
 
+_SMALLEST = torch.finfo(torch.float32).tiny  # a row of zeros stays one, and is seen as an error of 1
+
 
 @dataclass(frozen=True)
 class NormErrors:
@@ -71,7 +73,7 @@ class Renormaliser:
 
     def _rescale_whole(self, whole: Rows) -> None:
         for rows in whole.pieces:
-            norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+            norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(_SMALLEST)
             rows.div_(norms)
             if self.measure:
                 self._note(norms, torch.linalg.vector_norm(rows, dim=1))
@@ -86,7 +88,9 @@ class Renormaliser:
     def _note(self, before: torch.Tensor, after: torch.Tensor) -> None:
         for i, norms in enumerate((before, after)):
             if norms.numel():
-                self._worst[i] = max(self._worst[i], (norms - 1).abs().max().item())
+                error = (norms - 1).abs().max().item()
+                if not error <= self._worst[i]:  # so that a NaN is kept
+                    self._worst[i] = error
 
     def take_errors(self) -> NormErrors:
         """The largest errors noted since the last call, over all ranks (collective over the world); `measure` is unset."""
@@ -105,4 +109,4 @@ def cut_norms(cut: CutRows) -> torch.Tensor:
         partial = torch.cat([torch.linalg.vector_norm(p, dim=1).square_() for p in cut.rows.pieces])
     else:
         partial = torch.empty(0)
-    return cut.total(partial).sqrt_()
+    return cut.total(partial).sqrt_().clamp_min_(_SMALLEST)
