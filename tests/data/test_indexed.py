@@ -150,6 +150,8 @@ def test_a_writer_goes_on_from_an_earlier_moment(tmp_path):
     assert resumed == json.loads((tmp_path / "d.meta.json").read_text())
     write_dataset(tmp_path / "whole", [[1, 2], [3]])
     assert resumed == read_meta(str(tmp_path / "whole"))
+    for suffix in (".bin", ".idx"):
+        assert (tmp_path / f"d{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
 
 
 def _sum(dataset, queue):

@@ -26,11 +26,12 @@ TEXTS = [f"line {i} " + "word " * (i % 17) for i in range(120)]
 
 @pytest.fixture(scope="module")
 def small_shards():
-    """Chunks of 300 bytes and a record after each 600, so that small files have many shards."""
+    """Chunks of 300 bytes and a record after each, so that small files have many shards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks.read_chunks, "__defaults__", ((0, 0), 300))
         patch.setattr("data_tools.encode.group_chunks.__defaults__", (300,))
-        patch.setattr(preprocess, "SHARD_BYTES", 600)
+        patch.setattr(chunks, "READ_BYTES", 200)
+        patch.setattr(preprocess, "SHARD_BYTES", 0)
         yield
 
 
@@ -110,6 +111,26 @@ def test_a_resumed_run_does_not_start_anew(tmp_path, small_shards, tokenizer_pat
     monkeypatch.undo()
     whole = Options(corpus, tokenizer_path, str(tmp_path / "whole"), 1)
     preprocess.preprocess(whole)
+    assert outputs(tmp_path / "d") == outputs(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+@pytest.mark.parametrize("suffix", [".bin", ".meta.json", ".idx"])
+def test_stopped_between_two_renames(tmp_path, small_shards, tokenizer_path, corpus, monkeypatch, seed, suffix):
+    replace = os.replace
+
+    def stop(source, target):
+        if str(target).endswith(f"/d{suffix}"):
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+    options = Options(corpus, tokenizer_path, str(tmp_path / "d"), 1, shuffle_seed=seed)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        with pytest.raises(preprocess.NgptError, match="Input/output error"):
+            preprocess.preprocess(options)
+    assert not (tmp_path / "d.idx").exists()
+    preprocess.preprocess(options)
+    preprocess.preprocess(Options(corpus, tokenizer_path, str(tmp_path / "whole"), 1, shuffle_seed=seed))
     assert outputs(tmp_path / "d") == outputs(tmp_path / "whole")
 
 
