@@ -46,18 +46,18 @@ say "Training on $ranks ranks: ${launch[*]}"
 "${launch[@]}"
 say "Text that the model has not seen (loss in nats a token)"
 ngpt evaluate $RUN --data $DATA/valid --batches 30
-say "A continuation of 'def '"
+say "How it goes on after 'def '"
 ngpt generate $RUN --prompt "def " --max_tokens 100 --temperature 0.7 --seed 1
 say "Done in $((SECONDS - BEGAN)) seconds. What next"
 cat << NEXT
 Activate the environment first: source $VIRTUAL_ENV/bin/activate
 Curves:        tensorboard --logdir $RUN/tensorboard
 Generate:      ngpt generate $RUN --prompt "import os"
-Go on:         ${launch[*]} --training.steps=500
+Go on:         ${launch[*]} --training.steps=400
                (any run that was stopped goes on from its last checkpoint when the same command is given again)
 Your own text: python -m data_tools train-tokenizer --input FILE... --vocab_size 8192 --output runs/mine/tokenizer
                python -m data_tools preprocess --input FILE... --tokenizer runs/mine/tokenizer.model --output runs/mine/text
-               deepspeed --num_gpus $ranks launch/pretrain.py $RECIPE --training.output=runs/mine/run \\
+               ${launch[*]} --training.output=runs/mine/run \\
                  --data.tokenizer=runs/mine/tokenizer.model --data.train='[{prefix: runs/mine/text, split: 0.98}]' \\
                  --data.valid='[{prefix: runs/mine/text, split: 0.98}]'
 NEXT

@@ -17,6 +17,6 @@ set_up_environment() {
   wanted=$REPOSITORY$'\n'$(cat "$REPOSITORY/setup.py" "$REPOSITORY/constraints.txt")
   [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || return 0
   echo "Installing into $VIRTUAL_ENV ..."
-  python -m pip install --quiet --disable-pip-version-check -c "$REPOSITORY/constraints.txt" -e "$REPOSITORY${extras:+[$extras]}" || return
+  python -m pip install -qq --disable-pip-version-check -c "$REPOSITORY/constraints.txt" -e "$REPOSITORY${extras:+[$extras]}" || return
   echo "$wanted" > "$stamp"
 }
