@@ -36,7 +36,7 @@ text_strategy = st.text(st.characters(codec="utf-8"), max_size=60)
 
 
 @settings(deadline=None, max_examples=25)
-@given(texts=st.lists(text_strategy, min_size=1, max_size=30), ascii_only=st.booleans(), size=st.integers(1, 200))
+@given(texts=st.lists(text_strategy, min_size=1, max_size=30).filter(any), ascii_only=st.booleans(), size=st.integers(1, 200))
 def test_round_trip_of_arbitrary_documents(tmp_path_factory, tokenizer_path, texts, ascii_only, size):
     folder = tmp_path_factory.mktemp("round")
     lines = [json.dumps({"text": text}, ensure_ascii=ascii_only) for text in texts]
@@ -113,3 +113,17 @@ def test_another_text_key(tmp_path, tokenizer_path, run):
     outcome = run("preprocess", "--input", tmp_path / "a.jsonl", "--tokenizer", tokenizer_path, "--output", tmp_path / "d",
                   "--text_key", "content")
     assert outcome.code == 0 and documents_of(tmp_path / "d") == expected(tokenizer_path, ["here"])
+
+
+@settings(deadline=None, max_examples=6)
+@given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=25), workers=st.integers(2, 4), size=st.integers(20, 400))
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path_factory, tokenizer_path, lengths, workers, size):
+    folder = tmp_path_factory.mktemp("workers")
+    (folder / "a.jsonl").write_bytes(json_lines([f"{i} " + "word " * length for i, length in enumerate(lengths)]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks_module.read_chunks, "__defaults__", ((0, 0), size))
+        patch.setattr("data_tools.encode.group_chunks.__defaults__", (size,))
+        for number in (1, workers):
+            preprocess(Options([str(folder / "a.jsonl")], tokenizer_path, str(folder / f"d{number}"), number))
+    for suffix in (".bin", ".idx", ".meta.json"):
+        assert (folder / f"d1{suffix}").read_bytes() == (folder / f"d{workers}{suffix}").read_bytes()
