@@ -23,7 +23,7 @@ setup(
         "pyarrow",
     ],
     extras_require={
-        "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "matplotlib"],
+        "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "matplotlib", "megatron-core==0.16.1"],
         "study": ["scipy", "matplotlib"],
         "hf": ["transformers"],
     },

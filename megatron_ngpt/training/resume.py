@@ -15,6 +15,8 @@ def contradictions(state: dict, recipe: Recipe, vocabulary: int, fingerprint: st
     for key, value in new["model"].items():
         if key not in FREE_MODEL_KEYS | {"vocab"} and old["model"].get(key) != value:
             problems.append(_line(f"model.{key}", value, old["model"].get(key)))
+    if new["training"]["global_batch"] != old["training"]["global_batch"]:  # the place in the data is steps · global_batch
+        problems.append(_line("training.global_batch", new["training"]["global_batch"], old["training"]["global_batch"]))
     if vocabulary != state["vocabulary"]:
         problems.append(_line("model.vocab", vocabulary, state["vocabulary"]))
     if fingerprint != state["fingerprint"]:

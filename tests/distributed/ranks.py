@@ -63,10 +63,12 @@ class Run:
         return "\n".join(parts)
 
 
-def train(ranks: int, arguments: list[str], output: Path, before: Callable[[Path], None] | None = None) -> Run:
+def train(
+    ranks: int, arguments: list[str], output: Path, before: Callable[[Path], None] | None = None, seconds: float = 150
+) -> Run:
     """A finished run; fails the test that asked for it if a rank failed."""
     run = Run(ranks, arguments, output, before)
-    statuses = run.wait()
+    statuses = run.wait(seconds)
     assert statuses == [0] * ranks, f"exit statuses {statuses}\n{run.story()}"
     return run
 

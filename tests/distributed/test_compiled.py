@@ -1,0 +1,27 @@
+"""Compiled blocks train the same model, alone and broken at the collectives of a layout. Heavy: every rank compiles."""
+
+import pytest
+
+from tests.distributed.layouts import Layout, cut, difference, zero
+
+pytestmark = [pytest.mark.usefixtures("in_repository"), pytest.mark.heavy, pytest.mark.timeout(900)]
+COMPILED = {"training.compile": "true"}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout("data 2, ZeRO-1", 2, zero(1) | COMPILED),
+        Layout("tensor 2, sequence, recompute", 2, cut(2, sequence=True) | COMPILED | {"training.recompute": "full"}),
+        Layout("pipeline 2, masked blend", 2, cut(pipeline=2) | COMPILED, "blend, masked documents"),
+        Layout("gpt, tensor 2", 2, cut(2) | COMPILED, "gpt"),
+    ],
+    ids=lambda layout: layout.name,
+)
+def test_compiled_layout_equals_one_eager_rank(layout, table):
+    found = difference(table.run(layout, f"compiled {layout.name}", seconds=800), table.reference(layout.variant))
+    assert found.steps == 20
+    assert found.loss <= 1e-5
+    assert found.grad_norm <= 1e-5
+    assert found.weights <= 1e-5
+    assert found.norm_error <= 1e-6
