@@ -88,9 +88,8 @@ class Renormaliser:
     def _note(self, before: torch.Tensor, after: torch.Tensor) -> None:
         for i, norms in enumerate((before, after)):
             if norms.numel():
-                error = (norms - 1).abs().max().item()
-                if not error <= self._worst[i]:  # so that a NaN is kept
-                    self._worst[i] = error
+                error = (norms - 1).abs().max().nan_to_num_(nan=torch.inf, posinf=torch.inf)  # NaN would be lost in a later maximum
+                self._worst[i] = max(self._worst[i], error.item())
 
     def take_errors(self) -> NormErrors:
         """The largest errors noted since the last call, over all ranks (collective over the world); `measure` is unset."""

@@ -1,5 +1,7 @@
 """A run of a flattened matrix as rectangles, and as boxes of the global tensor."""
 
+from itertools import islice
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from megatron_ngpt.parallel.shards import Shard, rectangles
 
 @given(st.integers(0, 200), st.integers(0, 200), st.integers(1, 20))
 def test_rectangles_cover_the_run_in_order(start, count, columns):
-    found = list(rectangles(start, count, columns))
+    found = list(islice(rectangles(start, count, columns), 4))
     assert len(found) <= 3
     covered = []
     for row, column, rows, width, at in found:

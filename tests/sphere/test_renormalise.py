@@ -1,5 +1,6 @@
 """Rows return to the sphere wherever they lie: matrices put together from all ranks against float64, and what travels."""
 
+import math
 import re
 from itertools import groupby
 from types import SimpleNamespace
@@ -118,6 +119,16 @@ def test_the_error_after_is_measured_not_assumed():
     errors = renormaliser.take_errors()
     assert errors.after == 1.0 and errors.before >= 1.0
     assert torch.isfinite(weights.buffers[0]).all()
+
+
+def test_a_nan_is_an_infinite_error():
+    weights, renormaliser = alone(Matrix("v", 3, 12), Matrix("w", 7, 12), Matrix("x", 3, 12))
+    with torch.no_grad():
+        weights.shards["w"].master[30] = torch.nan
+    renormaliser.measure = True
+    renormaliser.renormalise()
+    errors = renormaliser.take_errors()
+    assert errors.before == errors.after == math.inf
 
 
 def test_only_groups_asked_for_are_rescaled():
