@@ -16,23 +16,23 @@ HELD_OUT = 50  # one document of so many is for validation
 LEAST_BYTES = 5_000_000
 
 
-def documents() -> Iterator[tuple[str, str]]:
-    """(name, text) of every source file of the standard library, and of every help topic."""
+def documents() -> Iterator[str]:
+    """The text of every source file of the standard library, and of every help topic."""
     library = Path(sysconfig.get_path("stdlib"))
     for path in sorted(library.rglob("*.py")):
         name = path.relative_to(library).as_posix()
         if "site-packages/" in name or name == "pydoc_data/topics.py":
             continue
         try:
-            yield name, path.read_text(encoding="utf-8")
+            yield path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
-    yield from sorted(topics.items())
+    yield from (text for _, text in sorted(topics.items()))
 
 
-def held_out(name: str) -> bool:
-    """Whether a document is for validation: settled by its name alone, so that the same ones are held out everywhere."""
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % HELD_OUT == 0
+def held_out(text: str) -> bool:
+    """Whether a document is for validation: settled by its text alone, so that a copy of it is never trained on."""
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16) % HELD_OUT == 0
 
 
 def write(path: Path, texts: list[str]) -> int:
@@ -47,9 +47,9 @@ def write(path: Path, texts: list[str]) -> int:
 def main(folder: Path) -> int:
     """Write both files; returns the exit status."""
     split: dict[bool, list[str]] = {False: [], True: []}
-    for name, text in documents():
+    for text in documents():
         if text.strip():
-            split[held_out(name)].append(text)
+            split[held_out(text)].append(text)
     if sum(len(text) for texts in split.values() for text in texts) < LEAST_BYTES:
         library = sysconfig.get_path("stdlib")
         print(f"{library}: too few sources; use a Python that has its standard library as source", file=sys.stderr)
