@@ -2,6 +2,8 @@
 
 import pytest
 
+from megatron_ngpt.config.load import load_recipe
+from megatron_ngpt.data.tokenizer import Tokenizer
 from tests.distributed.layouts import LAYOUTS
 
 pytestmark = pytest.mark.usefixtures("in_repository")
@@ -18,3 +20,11 @@ def test_layout_equals_one_rank(layout, table):
     assert found.grad_norm <= TOLERANCE
     assert found.weights <= TOLERANCE
     assert found.norm_error <= NORM_ERROR
+
+
+def test_three_data_ranks_cut_rows(corpus):
+    """Or the rows with three ranks would show nothing about the reduction over cut rows."""
+    model = load_recipe(str(corpus / "recipe.yaml"), []).model
+    assert model.vocab is None and Tokenizer(corpus / "tokenizer.model").size % 3
+    for rows in (model.heads * model.head_size, model.groups * model.head_size, model.ffn_size):
+        assert rows % 3
