@@ -19,7 +19,7 @@ class Blueprint:
         sequence: activations between blocks are split along the sequence over the tensor ranks.
         mask_documents: layers get, and pass on, each token's document.
         recompute: keep only each block's input, recompute the block in backward.
-        compile: compile each block, and the loss.
+        compile: compile each block, the head and the loss.
     """
 
     model: Model

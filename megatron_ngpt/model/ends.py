@@ -35,6 +35,7 @@ class Head(nn.Module):
     def __init__(self, blueprint: Blueprint):
         super().__init__()
         self.blueprint = blueprint
+        self._linear = torch.compile(linear) if blueprint.compile else linear
         model, axis = blueprint.model, blueprint.grid.tensor
         if model.arch == "gpt":
             self.norm = RMSNorm(blueprint)
@@ -55,7 +56,7 @@ class Head(nn.Module):
         x_BTD = enter_region(h_BTD.to(self.weight.dtype), self.blueprint.grid.tensor, self.blueprint.sequence)
         real = local_vocabulary(self.blueprint)[1]
         scale = effective(self.logit_scale)[:real] if self.blueprint.model.arch == "ngpt" else None
-        return linear(x_BTD, self.weight[:real], scale)
+        return self._linear(x_BTD, self.weight[:real], scale)
 
 
 def local_vocabulary(blueprint: Blueprint) -> tuple[int, int]:

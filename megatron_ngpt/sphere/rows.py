@@ -17,8 +17,6 @@ import torch.distributed as dist
 from megatron_ngpt.parallel.grid import Axis, RankGrid
 from megatron_ngpt.parallel.shards import Shard
 
-_CHUNK_BYTES = 1 << 19  # of a chunk of rows on a CPU: two passes over it then stay in a core's second-level cache
-
 
 @dataclass
 class Rows:
@@ -81,7 +79,7 @@ class CutRows:
 
 @dataclass
 class SphereRows:
-    """All spherical rows here, by the index of the optimiser group that steps them: whole rows in chunks, and cut rows."""
+    """All spherical rows here, by the index of the optimiser group that steps them: whole rows, and cut rows."""
 
     whole: dict[int, Rows]
     cut: dict[int, CutRows]
@@ -105,19 +103,12 @@ def sphere_rows(shards: dict[str, Shard], grid: RankGrid) -> SphereRows:
                 rows = range(box.rows.start, box.rows.stop)
                 keys[shard.group] += [(shard.name, r) if cut_by_zero else None for r in rows]
             else:
-                for chunk in box.values.split(_chunk_rows(box.values)):
-                    whole[shard.group].add(shard, chunk)
+                whole[shard.group].add(shard, box.values)
     for group, everywhere in _gather_keys(keys, grid.data).items():
         places = {key: i for i, key in enumerate(everywhere)}
         own = [i for i, key in enumerate(keys[group]) if key is not None]
         cut[group].share(own, [places[keys[group][i]] for i in own], len(everywhere))
     return SphereRows(dict(whole), dict(cut))
-
-
-def _chunk_rows(values: torch.Tensor) -> int:
-    if values.device.type != "cpu":
-        return max(1, values.shape[0])
-    return max(1, _CHUNK_BYTES // (4 * values.shape[1]))
 
 
 def _gather_keys(keys: dict, axis: Axis) -> dict[int, list]:

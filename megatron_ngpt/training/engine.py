@@ -75,7 +75,7 @@ class Engine:
         )
         self.loss = Loss(self.blueprint)
         self.shards: dict[str, Shard] = shards_of(module, self.optimizer)
-        self.renormaliser = Renormaliser(self.shards, grid, self.optimizer)
+        self.renormaliser = Renormaliser(self.shards, grid, self.optimizer, compiled=recipe.training.compile)
         if recipe.optimizer.tangent:
             TangentGradients(self.renormaliser).attach(self.base)
         self.renormaliser.attach(self.base)

@@ -82,7 +82,8 @@ def test_loss_that_is_not_finite_stops_with_one_line(corpus, tmp_path):
 def test_recipe_that_contradicts_the_checkpoint_is_refused_with_both_values(corpus, tmp_path):
     recipe = str(corpus / "recipe.yaml")
     train(1, [recipe, "--training.steps=1", "--schedule.kind=constant"], tmp_path / "run")
-    for key, value, before in (("model.hidden", 40, 80), ("training.seed", 7, 0), ("model.update", "slerp", "lerp"), ("training.global_batch", 24, 12)):
+    for key, value, before in (("model.hidden", 40, 80), ("training.seed", 7, 0),
+                               ("model.update", "slerp", "lerp"), ("training.global_batch", 24, 12)):
         run = Run(2, [recipe, f"--{key}={value}"], tmp_path / "run")
         assert run.wait() == [2, 2], run.story()
         told = run.console().splitlines()[-1]
