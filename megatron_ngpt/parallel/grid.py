@@ -29,16 +29,6 @@ class RankGrid:
     model: Axis = Axis()  # tensor and pipeline together: the ranks that hold one replica of the model
     world: Axis = Axis()
 
-    @property
-    def first_stage(self) -> bool:
-        """This rank's stage reads the tokens."""
-        return self.pipeline.rank == 0
-
-    @property
-    def last_stage(self) -> bool:
-        """This rank's stage computes the loss."""
-        return self.pipeline.rank == self.pipeline.size - 1
-
 
 def rank_lists(tensor: int, data: int, pipeline: int) -> dict[str, list[list[int]]]:
     """The ranks of every group, by axis; the lists of an axis partition the world."""

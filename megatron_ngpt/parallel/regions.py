@@ -6,7 +6,6 @@
 | `reduce_from_ranks` | all-reduce of partial sums | nothing |
 | `gather_sequence` | all-gather along the sequence | reduce-scatter |
 | `reduce_to_sequence` | reduce-scatter of partial sums along the sequence | all-gather |
-| `split_sequence` | own slice of the sequence | all-gather |
 | `gather_hidden` | all-gather along the hidden axis | own slice |
 | `hidden_to_sequence` | all-to-all: slices of hidden become slices of sequence | the reverse all-to-all |
 
@@ -102,7 +101,6 @@ copy_to_ranks = _region(_nothing, all_reduce, "x itself; its gradient is the sum
 reduce_from_ranks = _region(all_reduce, _nothing, "The sum of every tensor rank's partial sums.")
 gather_sequence = _region(_gather_sequence, _reduce_sequence, "[B, T/t, D] slices to [B, T, D].")
 reduce_to_sequence = _region(_reduce_sequence, _gather_sequence, "[B, T, D] partial sums to this rank's [B, T/t, D].")
-split_sequence = _region(lambda x, a: own_slice(x, a, 1), _gather_sequence, "[B, T, D], equal on all ranks, to this rank's [B, T/t, D].")
 gather_hidden = _region(lambda x, a: all_gather(x, a, -1), lambda x, a: own_slice(x, a, -1), "[B, T, D/t] slices to [B, T, D].")
 hidden_to_sequence = _region(
     lambda x, a: all_to_all(x, a, split=1, join=-1), lambda x, a: all_to_all(x, a, split=-1, join=1), "[B, T, D/t] to [B, T/t, D]."

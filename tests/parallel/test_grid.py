@@ -49,15 +49,15 @@ def places_and_sums(tensor, pipeline):
         total = torch.tensor([2 ** dist.get_rank()])
         dist.all_reduce(total, group=axis.group)  # which ranks the group has, as bits
         found[name] = (axis.rank, axis.size, total.item())
-    return found, grid.first_stage, grid.last_stage
+    return found
 
 
 def test_groups_of_a_grid_over_four_ranks():
     found = on_ranks(4, places_and_sums, 2, 2)
-    assert found[0] == ({"tensor": (0, 2, 0b0011), "data": (0, 1, 0b0001), "pipeline": (0, 2, 0b0101), "model": (0, 4, 0b1111),
-                         "world": (0, 4, 0b1111)}, True, False)
-    assert found[3] == ({"tensor": (1, 2, 0b1100), "data": (0, 1, 0b1000), "pipeline": (1, 2, 0b1010), "model": (3, 4, 0b1111),
-                         "world": (3, 4, 0b1111)}, False, True)
+    assert found[0] == {"tensor": (0, 2, 0b0011), "data": (0, 1, 0b0001), "pipeline": (0, 2, 0b0101), "model": (0, 4, 0b1111),
+                        "world": (0, 4, 0b1111)}
+    assert found[3] == {"tensor": (1, 2, 0b1100), "data": (0, 1, 0b1000), "pipeline": (1, 2, 0b1010), "model": (3, 4, 0b1111),
+                        "world": (3, 4, 0b1111)}
 
 
 def refused_shape():

@@ -71,7 +71,6 @@ CASES = {
     "reduce_from_ranks": Case(partial_sums, sum_of_partial, common_weights, common_weights),
     "gather_sequence": Case(slice_of(whole_input, 1), whole_input, own_weights, slice_of(sum_of_weights, 1)),
     "reduce_to_sequence": Case(partial_sums, slice_of(sum_of_partial, 1), slice_of(common_weights, 1), common_weights),
-    "split_sequence": Case(whole_input, slice_of(whole_input, 1), slice_of(common_weights, 1), common_weights),
     "gather_hidden": Case(slice_of(whole_input, 2), whole_input, common_weights, slice_of(common_weights, 2)),
     "hidden_to_sequence": Case(
         slice_of(whole_input, 2), slice_of(whole_input, 1), slice_of(common_weights, 1), slice_of(common_weights, 2)
