@@ -47,6 +47,14 @@ def on_first_rank(action: Callable[[], None], doing: str) -> None:
     together(action if leads() else lambda: None, doing)
 
 
+def from_first_rank(action: Callable[[], T], doing: str) -> T:
+    """What rank 0 found, on every rank; the others wait for it and share its failure (collective)."""
+    found = [together(action if leads() else lambda: None, doing)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
 @contextmanager
 def one_line(doing: str) -> Iterator[None]:
     """Turns the exception that `torch.distributed.checkpoint` raises on every rank into a CheckpointError of one line."""

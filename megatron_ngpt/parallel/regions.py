@@ -30,6 +30,15 @@ def all_reduce(x: torch.Tensor, axis: Axis) -> torch.Tensor:
     return x
 
 
+def reduce_vector(vector: torch.Tensor, axis: Axis, op: dist.ReduceOp = dist.ReduceOp.SUM) -> torch.Tensor:
+    """A small vector reduced over the axis, where it was; with nccl one of the host (offloaded masters) talks through the device."""
+    device = vector.device
+    if dist.get_backend(axis.group) == "nccl":
+        vector = vector.cuda()
+    dist.all_reduce(vector, op=op, group=axis.group)
+    return vector.to(device)
+
+
 def all_gather(x: torch.Tensor, axis: Axis, dim: int) -> torch.Tensor:
     """Every rank's slice, joined along `dim` in rank order."""
     gathered = x.new_empty((axis.size, *x.shape))

@@ -23,7 +23,7 @@ class Box:
 
     Attributes:
         row, column: where it starts in the global tensor (a tensor of one dimension counts as one column).
-        values: fp32 view of shape [rows, columns]; writing to it writes to the master, moment or gradient.
+        values: fp32 view of shape [rows, columns]; writing to it writes to the master or moment.
     """
 
     row: int
@@ -74,17 +74,12 @@ class Shard:
         """1-D fp32 view of the weights."""
         return self._run(self.buffer)
 
-    @property
-    def gradient(self) -> torch.Tensor:
-        """1-D view of the gradient that the base optimiser is about to use (valid inside its step only)."""
-        return self._run(self.buffer.grad if self.count else None)
-
     def moment(self, optimizer: torch.optim.Optimizer, key: str) -> torch.Tensor:
         """1-D view of the moment `key` (`exp_avg`, `exp_avg_sq`); exists after a first step or `make_moments`."""
         return self._run(optimizer.state[self.buffer][key] if self.count else None)
 
     def boxes(self, run: torch.Tensor) -> list[Box]:
-        """`run` (the master, a moment or the gradient) as at most three rectangles of the global tensor, without vocabulary padding."""
+        """`run` (the master or a moment) as at most three rectangles of the global tensor, without vocabulary padding."""
         columns = self.placement.local[1] if len(self.placement.local) == 2 else 1
         row_offset = self.placement.offset[0]
         column_offset = self.placement.offset[1] if len(self.placement.local) == 2 else 0

@@ -96,8 +96,6 @@ class _Chunked:
 
     @staticmethod
     def log_sum_exp(logits_NV: torch.Tensor) -> torch.Tensor:
-        if logits_NV.shape[1] == 0:  # a rank whose rows are all padding
-            return logits_NV.new_full(logits_NV.shape[:1], -torch.inf, dtype=torch.float32)
         return torch.cat([_log_sum_exp(part) for part in logits_NV.split(_tokens_at_a_time(logits_NV))])
 
     @staticmethod
@@ -123,7 +121,7 @@ def _tokens_at_a_time(logits_NV: torch.Tensor) -> int:
 
 def _pick(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """The logits of the targets that are here, 0 for the others."""
-    if logits_NV.shape[1] == 0:
+    if logits_NV.shape[1] == 0:  # a rank whose rows are all padding
         return logits_NV.new_zeros(logits_NV.shape[:1], dtype=torch.float32)
     here = (targets_N >= 0) & (targets_N < logits_NV.shape[1])
     picked = logits_NV.gather(1, targets_N.masked_fill(~here, 0).unsqueeze(1)).squeeze(1).float()

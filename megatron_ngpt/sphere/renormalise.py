@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_ngpt.parallel.grid import RankGrid
+from megatron_ngpt.parallel.regions import reduce_vector
 from megatron_ngpt.parallel.shards import Shard, stepped_buffers
 from megatron_ngpt.sphere.rows import CutRows, Rows, SphereRows, sphere_rows
 
@@ -97,9 +98,7 @@ class Renormaliser:
         """The largest errors noted since the last call, over all ranks (collective over the world); `measure` is unset."""
         worst = torch.tensor(self._worst)
         if self.grid.world.size > 1:
-            if dist.get_backend(self.grid.world.group) == "nccl":
-                worst = worst.cuda()
-            dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=self.grid.world.group)
+            worst = reduce_vector(worst, self.grid.world, dist.ReduceOp.MAX)
         self.measure, self._worst = False, [0.0, 0.0]
         return NormErrors(*worst.tolist())
 

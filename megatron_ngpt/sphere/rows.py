@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_ngpt.parallel.grid import Axis, RankGrid
+from megatron_ngpt.parallel.regions import reduce_vector
 from megatron_ngpt.parallel.shards import Shard
 
 
@@ -70,11 +71,7 @@ class CutRows:
 
     def _reduce(self, vector: torch.Tensor, axis: Axis) -> torch.Tensor:
         self.bytes_reduced += vector.numel() * vector.element_size()
-        device = vector.device
-        if dist.get_backend(axis.group) == "nccl":  # masters offloaded to the host still talk through the device
-            vector = vector.cuda()
-        dist.all_reduce(vector, group=axis.group)
-        return vector.to(device)
+        return reduce_vector(vector, axis)
 
 
 @dataclass

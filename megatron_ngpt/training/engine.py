@@ -66,8 +66,9 @@ class Engine:
         )
         module = build_module(self.blueprint, engine_config)
         self.base = base_optimizer(recipe.optimizer, module)
-        self.clipper = GradientClipper(module, grid, recipe.optimizer.clip) if _steps_parameters(engine_config) else None
-        if self.clipper:
+        self.clipper = None
+        if _zero_stage(engine_config) == 0:  # DeepSpeed then steps the fp32 parameters themselves, and reports no gradient norm
+            self.clipper = GradientClipper(module, grid, recipe.optimizer.clip)
             self.clipper.attach(self.base)
         mpu = None if grid.pipeline.size > 1 else DeepSpeedTopology(grid)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
@@ -151,16 +152,15 @@ class Engine:
         return norm.item() if isinstance(norm, torch.Tensor) else float(norm)
 
 
-def _steps_parameters(engine_config: dict) -> bool:
-    """DeepSpeed without ZeRO steps the fp32 parameters themselves, and reports no gradient norm."""
-    return engine_config.get("zero_optimization", {}).get("stage", 0) == 0
+def _zero_stage(engine_config: dict) -> int:
+    return engine_config.get("zero_optimization", {}).get("stage", 0)
 
 
 def build_module(blueprint: Blueprint, engine_config: dict) -> torch.nn.Module:
     """The model of this rank: a pipeline stage, or the whole layer list; under ZeRO-3 each parameter is cut as soon as it exists."""
     if blueprint.grid.pipeline.size > 1:
         return DecoderPipeline(blueprint)
-    if engine_config.get("zero_optimization", {}).get("stage", 0) < 3:
+    if _zero_stage(engine_config) < 3:
         return Decoder(blueprint)
     grid = blueprint.grid
     with deepspeed.zero.Init(

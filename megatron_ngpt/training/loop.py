@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-import torch.distributed as dist
 
 import megatron_ngpt
 from megatron_ngpt.checkpoint.dcp import load
 from megatron_ngpt.checkpoint.files import read_state, write_text
 from megatron_ngpt.checkpoint.initial import load_initial
 from megatron_ngpt.checkpoint.store import CheckpointStore
+from megatron_ngpt.checkpoint.together import from_first_rank
 from megatron_ngpt.config.deepspeed_json import engine_config
 from megatron_ngpt.config.load import dump_recipe
 from megatron_ngpt.data.batches import Rows, training_batches, validation_batches
-from megatron_ngpt.errors import DataError, NgptError, RankError, TrainingError
+from megatron_ngpt.errors import DataError, RankError, TrainingError
 from megatron_ngpt.monitor.flops import flops_per_token
 from megatron_ngpt.monitor.monitor import Monitor
 from megatron_ngpt.parallel.grid import make_grid
@@ -38,7 +38,7 @@ class Trainer:
         self.train_data = training_batches(self.recipe)
         self.valid_data = validation_batches(self.recipe) if self.recipe.training.eval_every else {}
         self.store = CheckpointStore(self.output, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every)
-        found, notes = self._find_checkpoint()
+        found, notes = from_first_rank(self._find_checkpoint, f"{self.output} could not be resumed")
         config = engine_config(self.recipe, ready.deepspeed, self.grid.data.size)
         self.engine = Engine(self.recipe, self.vocabulary, config, self.grid, device)
         self.step = self._fill_weights(found)
@@ -62,7 +62,7 @@ class Trainer:
 
     def _train(self) -> None:
         training = self.recipe.training
-        saved, clock = self.step, Clock(self.step)
+        clock = Clock(self.step)
         while self.step < training.steps:
             self.step += 1
             logs = self.step % training.log_every == 0 or self.step == training.steps
@@ -78,12 +78,11 @@ class Trainer:
             stops = self.stop.agreed()
             if last or stops or (self.recipe.checkpoint.every and self.step % self.recipe.checkpoint.every == 0):
                 self._save()
-                saved = self.step
                 clock.restart(self.step)
             if stops and not last:
-                self.monitor.message(f"asked to stop: checkpoint of step {saved} written; the same command continues from it")
+                self.monitor.message(f"asked to stop: checkpoint of step {self.step} written; the same command continues from it")
                 return
-        self.monitor.message(f"trained to step {self.step}; checkpoint of step {saved} in {self.store.directory}")
+        self.monitor.message(f"trained to step {self.step}; checkpoint of step {self.step} in {self.store.directory}")
 
     def _rows(self, source, step: int) -> Rows:
         """This data rank's rows of the step's global batch."""
@@ -124,23 +123,10 @@ class Trainer:
         for name, source in self.valid_data.items():
             steps = range(1, self.recipe.training.eval_batches + 1)
             losses[name] = sum(self.engine.evaluate(self._rows(source, step)) for step in steps) / len(steps)
-        if losses:
-            self.monitor.validation(self.step, sum(losses.values()) / len(losses), losses)
+        self.monitor.validation(self.step, sum(losses.values()) / len(losses), losses)
 
     def _find_checkpoint(self) -> tuple[Path | None, list[str]]:
-        """The checkpoint to continue from and what to tell about it; rank 0 looks, every rank shares what it found or why it refuses."""
-        outcome: list = [None]
-        if self.grid.world.rank == 0:
-            try:
-                outcome = [self._look_for_checkpoint()]
-            except NgptError as error:
-                outcome = [error]
-        dist.broadcast_object_list(outcome, src=0)
-        if isinstance(outcome[0], NgptError):
-            raise outcome[0]
-        return outcome[0]
-
-    def _look_for_checkpoint(self) -> tuple[Path | None, list[str]]:
+        """The checkpoint to continue from, and what to tell about it."""
         found = self.store.find(self.recipe.checkpoint.resume)
         if found is None:
             return None, []
@@ -150,14 +136,15 @@ class Trainer:
 
     def _fill_weights(self, found: Path | None) -> int:
         """Masters (and moments) from the checkpoint, an exported model or the seed; returns the step they are of."""
+        if not found and not self.recipe.checkpoint.initial:
+            self.engine.initialise()
+            return 0
         step = 0
         if found:
             step = load(found, self.engine.shards, self.engine.base)["step"]
-        elif self.recipe.checkpoint.initial:
+        else:
             load_initial(Path(self.recipe.checkpoint.initial), self.engine.shards, self.engine.blueprint)
             self.engine.renormaliser.renormalise()
-        else:
-            self.engine.initialise()
         self.engine.publish()
         return step
 
