@@ -28,6 +28,10 @@ class CheckpointError(NgptError):
     """A checkpoint that is missing, incomplete, damaged or belongs to another model."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint that was whole once and is not any more: a file is missing, cut, or has not its checksum."""
+
+
 class TrainingError(NgptError):
     """Training cannot go on, for example because the loss is not finite. Every rank raises it, rank 0 tells it."""
 

@@ -10,10 +10,10 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
+from megatron_ngpt.checkpoint.catalogue import find_checkpoint
 from megatron_ngpt.checkpoint.dcp import StoredTensors
 from megatron_ngpt.checkpoint.exported import CONFIG, INDEX, TENSORS, TOKENIZER, effective_factor, is_turned, make_config
 from megatron_ngpt.checkpoint.files import PARTIAL, remove, sync_directory
-from megatron_ngpt.checkpoint.store import find_checkpoint
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import CheckpointError, ConfigError

@@ -1,18 +1,9 @@
-"""A checkpoint directory: what is in it, and when it is complete.
+"""Moves of files and directories that a kill or a full disk cannot leave half done."""
 
-`state.json` is written last, and lists every other file with its size. A directory under its final name was renamed to it when
-nothing was missing; the list finds out later losses.
-"""
-
-import json
 import os
 import shutil
 from pathlib import Path
 
-from megatron_ngpt.errors import CheckpointError
-
-STATE = "state.json"
-FORMAT = 1
 PARTIAL = ".partial"  # ends the name of a directory that is being written
 OBSOLETE = ".obsolete"  # ends the name of a directory that is being removed
 
@@ -35,36 +26,6 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def write_state(directory: Path, state: dict) -> None:
-    """Close a directory whose tensors are written: the state, with the list of files."""
-    files = {entry.name: entry.stat().st_size for entry in sorted(directory.iterdir())}
-    write_text(directory / STATE, json.dumps({**state, "format": FORMAT, "files": files}, indent=1))
-
-
-def read_state(directory: Path) -> dict:
-    """The state of a complete checkpoint.
-
-    Raises:
-        CheckpointError: no checkpoint there, one of another format, or a file is missing or has lost or gained bytes.
-    """
-    try:
-        state = json.loads((directory / STATE).read_text("utf-8"))
-        files = dict(state["files"])
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{directory} is not a checkpoint: it holds no {STATE}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{directory / STATE} cannot be read: {error}") from None
-    if state.get("format") != FORMAT:
-        raise CheckpointError(f"{directory} has format {state.get('format')}; this version reads format {FORMAT}")
-    for name, size in files.items():
-        file = directory / name
-        if not file.is_file():
-            raise CheckpointError(f"{directory} is not complete: {name} is missing")
-        if file.stat().st_size != size:
-            raise CheckpointError(f"{directory} is damaged: {name} has {file.stat().st_size} bytes, not {size}")
-    return state
 
 
 def publish(partial: Path, final: Path) -> None:

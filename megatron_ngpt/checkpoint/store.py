@@ -1,123 +1,85 @@
-"""The checkpoints of a run directory: their names, which is newest, which stay.
+"""Saving the checkpoints of a run: one after another, beside training, and no more on the disk than the recipe keeps."""
 
-    OUTPUT/checkpoints/step-00000010/     one checkpoint, complete as soon as it has this name
-    OUTPUT/checkpoints/latest             the name of the one saved last, for people and scripts; nothing here relies on it
-"""
-
-import re
+import logging
+import os
 from pathlib import Path
 
 import torch
 
-from megatron_ngpt.checkpoint.dcp import save
-from megatron_ngpt.checkpoint.files import OBSOLETE, PARTIAL, read_state, remove, retire, write_text
-from megatron_ngpt.checkpoint.together import on_first_rank
-from megatron_ngpt.errors import CheckpointError, ConfigError
+from megatron_ngpt.checkpoint.catalogue import DAMAGED, LATEST, Catalogue, checkpoint_name
+from megatron_ngpt.checkpoint.files import OBSOLETE, PARTIAL, remove, retire, write_text
+from megatron_ngpt.checkpoint.saver import Saved, Saver
+from megatron_ngpt.checkpoint.together import leads
+from megatron_ngpt.errors import CheckpointError
 from megatron_ngpt.parallel.shards import Shard
 
-_NAME = re.compile(r"step-(\d{8,})")
+log = logging.getLogger(__name__)
 
 
 class CheckpointStore:
-    """Saves checkpoints of a run and finds them again.
+    """Saves checkpoints of a run and keeps the directory tidy (collective to construct).
 
     Args:
         output: the run directory, on a file system that all ranks share.
         keep: how many of the newest stay.
         keep_every: those whose step is a multiple of this stay for good; 0 = none.
-
-    Newest means saved last: a run that went back to an earlier step and overtook it has left higher steps behind. Each
-    checkpoint's state carries a `serial` for that, one more than the highest before it.
     """
 
     def __init__(self, output: Path, keep: int, keep_every: int):
-        self.directory = Path(output) / "checkpoints"
+        self.catalogue = Catalogue(output)
         self.keep, self.keep_every = keep, keep_every
+        self._saver = Saver()
 
-    def save(self, step: int, shards: dict[str, Shard], base_optimizer: torch.optim.Optimizer | None, state: dict) -> Path:
-        """Write the checkpoint of `step`, then remove those that need not stay (collective); returns its directory.
+    def save(self, step: int, shards: dict[str, Shard], base_optimizer: torch.optim.Optimizer | None, state: dict) -> None:
+        """Begin to write the checkpoint of `step` (collective); returns when the shards are copied.
 
-        Raises:
-            CheckpointError: on every rank; earlier checkpoints are as they were.
+        When it is complete, `latest` moves to it, and those that need not stay are removed. If it fails, earlier ones are as they were.
         """
-        path = self.directory / f"step-{step:08d}"
-        numbered = {**state, "step": step}
-        on_first_rank(lambda: numbered.update(serial=self._next_serial()), f"{self.directory} could not be read")
-        save(path, shards, base_optimizer, numbered)
-        on_first_rank(lambda: self._tidy(path.name), f"checkpoint {path} is complete, but {self.directory} could not be tidied")
-        return path
+        path = self.catalogue.directory / checkpoint_name(step)
+        numbered = {**state, "step": step, "serial": self._next_serial() if leads() else 0}
+        self._saver.start(path, shards, base_optimizer, numbered, self.tidy)
 
-    def newest(self) -> Path | None:
-        """The checkpoint saved last among the complete ones."""
-        complete = self._complete()
-        return complete[-1][0] if complete else None
+    def finished(self) -> Saved | None:
+        """The save under way if it is over, told once."""
+        return self._saver.finished()
 
-    def find(self, resume: str) -> Path | None:
-        """The checkpoint that `checkpoint.resume` (auto, never or a path) means; None: start at step 0.
+    def wait(self) -> Saved | None:
+        """The save under way, when it is over; None if there is none."""
+        return self._saver.wait()
 
-        Raises:
-            CheckpointError: `auto`, and there are checkpoints but not one that is complete.
-            ConfigError: a path that leads to no checkpoint.
-        """
-        if resume == "never":
-            return None
-        if resume != "auto":
-            return find_checkpoint(Path(resume), "checkpoint.resume")
-        newest = self.newest()
-        if newest is None and (damaged := self._named()):
-            _explain_damage(damaged[-1])
-        return newest
+    def set_aside(self, path: Path) -> Path:
+        """Put a damaged checkpoint out of the way; returns where it is now."""
+        aside = path.with_name(path.name + DAMAGED)
+        remove(aside)
+        os.rename(path, aside)
+        return aside
 
-    def _named(self) -> list[Path]:
-        if not self.directory.is_dir():
-            return []
-        return sorted(p for p in self.directory.iterdir() if _NAME.fullmatch(p.name) and p.is_dir())
+    def tidy(self) -> None:
+        """Point `latest` to the newest checkpoint, and remove what need not stay (one rank calls it). A failure is logged: no
+        checkpoint depends on it, and the next save tries again."""
+        try:
+            self._tidy()
+        except (OSError, CheckpointError):
+            log.exception("%s could not be tidied", self.catalogue.directory)
 
-    def _complete(self) -> list[tuple[Path, dict]]:
-        """Complete checkpoints with their states, in the order they were saved."""
-        found = []
-        for path in self._named():
-            try:
-                found.append((path, read_state(path)))
-            except CheckpointError:
-                continue
-        return sorted(found, key=lambda entry: (entry[1].get("serial", 0), entry[1]["step"]))
-
-    def _next_serial(self) -> int:
-        return 1 + max((state.get("serial", 0) for _, state in self._complete()), default=0)
-
-    def _tidy(self, latest: str) -> None:
-        write_text(self.directory / "latest", latest + "\n")
-        complete = self._complete()
+    def _tidy(self) -> None:
+        complete = self.catalogue.complete()
+        if not complete:
+            return
+        newest = complete[-1][0].name
+        if self.catalogue.latest() != newest:
+            write_text(self.catalogue.directory / LATEST, newest + "\n")
+        for path, _ in self.catalogue.damaged():
+            self.set_aside(path)
         for path, state in complete[: -self.keep]:
             if not (self.keep_every and state["step"] % self.keep_every == 0):
                 retire(path)
-        for leftover in self.directory.iterdir():
+        if len(complete) >= self.keep:
+            for path in self.catalogue.set_aside():
+                remove(path)
+        for leftover in self.catalogue.directory.iterdir():
             if leftover.name.endswith((PARTIAL, OBSOLETE)):
                 remove(leftover)
 
-
-def find_checkpoint(path: Path, key: str) -> Path:
-    """A checkpoint directory, from itself or from its run directory; `key` is what the user gave it as.
-
-    Raises:
-        ConfigError: there is none.
-        CheckpointError: there is one, and it is not complete.
-    """
-    if (path / "checkpoints").is_dir():
-        found = CheckpointStore(path, 1, 0).find("auto")
-        if found is None:
-            raise ConfigError(f"{key}: {path} is a run directory that has saved no checkpoint yet; valid is one that has")
-        return found
-    if not (path / "state.json").is_file():
-        raise ConfigError(f"{key}: {path} is no checkpoint; valid is a run directory or one of its checkpoints/step-*")
-    read_state(path)
-    return path
-
-
-def _explain_damage(path: Path) -> None:
-    """Raise what is wrong with a checkpoint where no other can be used."""
-    try:
-        read_state(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; there is no complete checkpoint in {path.parent}") from None
+    def _next_serial(self) -> int:
+        return 1 + max((state.get("serial", 0) for _, state in self.catalogue.complete()), default=0)

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_ngpt.errors import CheckpointError, ConfigError, NgptError
+from megatron_ngpt.errors import CheckpointError, ConfigError, DamagedError, NgptError
 
 T = TypeVar("T")
 
@@ -22,23 +22,20 @@ def together(action: Callable[[], T], doing: str) -> T:
 
     Raises:
         CheckpointError: on every rank, if it failed on any; one line that starts with `doing`.
-        ConfigError: the same, as it was raised, for a user's mistake.
+        ConfigError, DamagedError: the same, as it was raised, for a user's mistake and for a damaged checkpoint.
     """
     result, error = None, None
     try:
         result = action()
     except Exception as raised:
         error = raised
-    mistakes = error.problems if isinstance(error, ConfigError) else None
-    failures = [(_explain(error), mistakes)]
+    failures = [_told(error, doing)]
     if dist.is_initialized():
         failures *= dist.get_world_size()
-        dist.all_gather_object(failures, (_explain(error), mistakes))
-    for told, mistakes in failures:
-        if mistakes is not None:
-            raise ConfigError(*mistakes) from error
-        if told is not None:
-            raise CheckpointError(f"{doing}: {told}") from error
+        dist.all_gather_object(failures, _told(error, doing))
+    for failure in failures:
+        if failure is not None:
+            raise failure from error
     return result
 
 
@@ -57,19 +54,21 @@ def from_first_rank(action: Callable[[], T], doing: str) -> T:
 
 @contextmanager
 def one_line(doing: str) -> Iterator[None]:
-    """Turns the exception that `torch.distributed.checkpoint` raises on every rank into a CheckpointError of one line."""
+    """Turns the exception that `torch.distributed.checkpoint` raises on every rank into the one that `together` would raise."""
     try:
         yield
     except CheckpointException as failed:
-        error = failed.failures[min(failed.failures)][0]
-        raise CheckpointError(f"{doing}: {_explain(error)}") from error
+        errors = [failed.failures[rank][0] for rank in sorted(failed.failures)]
+        error = next((e for e in errors if isinstance(e, DamagedError)), errors[0])
+        raise _told(error, doing) from error
 
 
-def _explain(error: BaseException | None) -> str | None:
-    if error is None:
-        return None
+def _told(error: BaseException | None, doing: str) -> NgptError | None:
+    """The error as every rank raises it."""
+    if error is None or isinstance(error, (ConfigError, DamagedError)):
+        return error
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
-    if isinstance(error, NgptError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+        reason = f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    else:
+        reason = str(error) if isinstance(error, (NgptError, OSError)) else f"{type(error).__name__}: {error}"
+    return CheckpointError(f"{doing}: {reason}")

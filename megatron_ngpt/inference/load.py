@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
+from megatron_ngpt.checkpoint.catalogue import find_checkpoint
 from megatron_ngpt.checkpoint.dcp import load
 from megatron_ngpt.checkpoint.export import model_of_state
 from megatron_ngpt.checkpoint.exported import CONFIG, TOKENIZER, model_of, read_config
-from megatron_ngpt.checkpoint.files import read_state
 from megatron_ngpt.checkpoint.initial import load_initial
-from megatron_ngpt.checkpoint.store import find_checkpoint
+from megatron_ngpt.checkpoint.seal import read_state
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import ConfigError

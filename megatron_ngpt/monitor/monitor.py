@@ -88,6 +88,11 @@ class Monitor:
         self._progress.message(text)
         log.info(text)
 
+    def note(self, text: str) -> None:
+        """A line for the log alone."""
+        if self._writes:
+            log.info(text)
+
     def close(self) -> None:
         """Write out everything; the run is over or has failed."""
         if not self._writes:

@@ -7,22 +7,23 @@ from typing import TextIO
 
 import torch
 
-import megatron_ngpt
 from megatron_ngpt.checkpoint.dcp import load
-from megatron_ngpt.checkpoint.files import read_state, write_text
+from megatron_ngpt.checkpoint.files import write_text
 from megatron_ngpt.checkpoint.initial import load_initial
+from megatron_ngpt.checkpoint.saver import Saved
+from megatron_ngpt.checkpoint.seal import read_state
 from megatron_ngpt.checkpoint.store import CheckpointStore
-from megatron_ngpt.checkpoint.together import from_first_rank
+from megatron_ngpt.checkpoint.together import from_first_rank, on_first_rank
 from megatron_ngpt.config.deepspeed_json import engine_config
 from megatron_ngpt.config.load import dump_recipe
 from megatron_ngpt.data.batches import Rows, training_batches, validation_batches
-from megatron_ngpt.errors import DataError, RankError, TrainingError
+from megatron_ngpt.errors import DamagedError, DataError, RankError, TrainingError
 from megatron_ngpt.monitor.flops import flops_per_token
 from megatron_ngpt.monitor.monitor import Monitor
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.training.engine import Engine, StepResult
 from megatron_ngpt.training.preflight import Ready, summary
-from megatron_ngpt.training.resume import changes, check_continues
+from megatron_ngpt.training.resume import changes, check_continues, code_version, state_of
 from megatron_ngpt.training.schedule import learning_rate
 from megatron_ngpt.training.stop import StopRequest
 
@@ -38,11 +39,13 @@ class Trainer:
         self.train_data = training_batches(self.recipe)
         self.valid_data = validation_batches(self.recipe) if self.recipe.training.eval_every else {}
         self.store = CheckpointStore(self.output, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every)
-        found, notes = from_first_rank(self._find_checkpoint, f"{self.output} could not be resumed")
+        found, notes = self._agree_on_checkpoint()
         config = engine_config(self.recipe, ready.deepspeed, self.grid.data.size)
         self.engine = Engine(self.recipe, self.vocabulary, config, self.grid, device)
-        self.step = self._fill_weights(found)
+        self.step = self._fill_weights(found, notes)
         if self.grid.world.rank == 0:
+            self.code = code_version()
+            self.store.tidy()
             write_text(self.output / "recipe.yaml", dump_recipe(self.recipe))
         self.monitor = Monitor(self.output, self.recipe.training.steps, self.step, self.grid.world.rank, console)
         for line in (summary(ready), *notes):
@@ -53,11 +56,12 @@ class Trainer:
 
         Raises:
             TrainingError: the loss is not finite.
-            CheckpointError: a checkpoint could not be written.
+            CheckpointError: the last checkpoint could not be written; a failure of one before it is a warning.
         """
         try:
             self._train()
         finally:
+            self.store.wait()  # a save under way is worth having, whatever ended the run
             self.monitor.close()
 
     def _train(self) -> None:
@@ -79,10 +83,13 @@ class Trainer:
             if last or stops or (self.recipe.checkpoint.every and self.step % self.recipe.checkpoint.every == 0):
                 self._save()
                 clock.restart(self.step)
+            self._tell(self.store.finished())
             if stops and not last:
+                self._complete_save()
                 self.monitor.message(f"asked to stop: checkpoint of step {self.step} written; the same command continues from it")
                 return
-        self.monitor.message(f"trained to step {self.step}; checkpoint of step {self.step} in {self.store.directory}")
+        self._complete_save()
+        self.monitor.message(f"trained to step {self.step}; checkpoint of step {self.step} in {self.store.catalogue.directory}")
 
     def _rows(self, source, step: int) -> Rows:
         """This data rank's rows of the step's global batch."""
@@ -95,7 +102,8 @@ class Trainer:
     def _check_finite(self, result: StepResult) -> None:
         for name, value in (("loss", result.loss), ("gradient norm", result.grad_norm)):
             if not math.isfinite(value):
-                newest = self.store.newest()
+                self.store.wait()
+                newest = self.store.catalogue.newest()
                 good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
                 raise TrainingError(
                     f"step {self.step}: {name} is {value}; stopped, {good}. A lower optimizer.lr or optimizer.clip may help"
@@ -125,39 +133,67 @@ class Trainer:
             losses[name] = sum(self.engine.evaluate(self._rows(source, step)) for step in steps) / len(steps)
         self.monitor.validation(self.step, sum(losses.values()) / len(losses), losses)
 
+    def _agree_on_checkpoint(self) -> tuple[Path | None, list[str]]:
+        """The checkpoint to continue from, as rank 0 finds it, and what to tell about it (collective)."""
+        return from_first_rank(self._find_checkpoint, f"{self.output} could not be resumed")
+
     def _find_checkpoint(self) -> tuple[Path | None, list[str]]:
-        """The checkpoint to continue from, and what to tell about it."""
-        found = self.store.find(self.recipe.checkpoint.resume)
+        found, notes = self.store.catalogue.find(self.recipe.checkpoint.resume)
         if found is None:
-            return None, []
+            return None, notes
         state = read_state(found)
         check_continues(state, self.recipe, self.vocabulary, self.train_data.fingerprint)
-        return found, [f"continues from {found}", *changes(state, self.recipe)]
+        return found, [*notes, f"continues from {found}", *changes(state, self.recipe)]
 
-    def _fill_weights(self, found: Path | None) -> int:
-        """Masters (and moments) from the checkpoint, an exported model or the seed; returns the step they are of."""
-        if not found and not self.recipe.checkpoint.initial:
+    def _fill_weights(self, found: Path | None, notes: list[str]) -> int:
+        """Masters (and moments) from the checkpoint, an exported model or the seed; returns the step they are of.
+
+        Where `checkpoint.resume` leaves the choice, a checkpoint that proves damaged makes way for the one before it.
+        """
+        while found:
+            try:
+                step = load(found, self.engine.shards, self.engine.base)["step"]
+                self.engine.publish()
+                return step
+            except DamagedError as error:
+                if self.recipe.checkpoint.resume != "auto":
+                    raise
+                on_first_rank(lambda damaged=found: self.store.set_aside(damaged), f"{found} could not be put aside")
+                found, more = self._agree_on_checkpoint()
+                notes += [f"{error}; put aside", *more]
+        if not self.recipe.checkpoint.initial:
             self.engine.initialise()
             return 0
-        step = 0
-        if found:
-            step = load(found, self.engine.shards, self.engine.base)["step"]
-        else:
-            load_initial(Path(self.recipe.checkpoint.initial), self.engine.shards, self.engine.blueprint)
-            self.engine.renormaliser.renormalise()
+        load_initial(Path(self.recipe.checkpoint.initial), self.engine.shards, self.engine.blueprint)
+        self.engine.renormaliser.renormalise()
         self.engine.publish()
-        return step
+        return 0
 
     def _save(self) -> None:
-        state = {
-            "tokens": self.step * self.recipe.training.global_batch * self.recipe.model.context,
-            "fingerprint": self.train_data.fingerprint,
-            "recipe": self.recipe.model_dump(mode="json"),
-            "vocabulary": self.vocabulary,
-            "tokenizer": str(Path(self.recipe.data.tokenizer).resolve()),
-            "version": megatron_ngpt.__version__,
-        }
+        """Begin a checkpoint of this step; one still under way is waited for first."""
+        self._tell(self.store.wait())
+        state = {}
+        if self.grid.world.rank == 0:
+            state = state_of(self.recipe, self.step, self.vocabulary, self.train_data.fingerprint, self.code)
         self.store.save(self.step, self.engine.shards, self.engine.base, state)
+
+    def _complete_save(self) -> None:
+        """Wait for the last checkpoint. Raises CheckpointError: it could not be written."""
+        saved = self.store.wait()
+        if saved and saved.error:
+            raise saved.error
+        self._tell(saved)
+
+    def _tell(self, saved: Saved | None) -> None:
+        """How a save went that is over. Failed, it leaves the run alive: there is the checkpoint before it, and will be the next."""
+        if saved is None:
+            return
+        if saved.error is None:
+            self.monitor.note(f"checkpoint {saved.path} complete after {saved.seconds:.1f} s; training waited {saved.stall:.2f} s")
+            return
+        newest = self.store.catalogue.newest()
+        good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        self.monitor.message(f"warning: {saved.error}; training goes on, {good}")
 
 
 class Clock:

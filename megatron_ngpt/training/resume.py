@@ -1,11 +1,51 @@
-"""Whether a recipe continues a checkpoint: what makes another model or other data is refused, what may change is told."""
+"""What a checkpoint remembers of a run beside its tensors, and whether a recipe continues it: what makes another model or other data
+is refused, what may change is told."""
 
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import megatron_ngpt
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.errors import ConfigError
 
 FREE_MODEL_KEYS = {"embedding_shard", "residual_dtype", "context"}  # layout and precision, and a length that rotary embeddings can change
 FREE_SECTIONS = ("optimizer", "schedule", "training", "parallel")
 UNTOLD_KEYS = {"training.output", "training.seed"}  # where the run lies is no change of it; the seed is judged with the data
+
+
+def state_of(recipe: Recipe, step: int, vocabulary: int, fingerprint: str, code: str) -> dict:
+    """The state that a checkpoint of `step` carries.
+
+    The learning rate and the samples of a step are functions of the recipe and the step, and nothing draws random numbers once the
+    model is made from the seed: `recipe` (with the seed) and `step` are the schedule's, the data's and the random state.
+    """
+    samples = step * recipe.training.global_batch
+    return {
+        "samples": samples,
+        "tokens": samples * recipe.model.context,
+        "fingerprint": fingerprint,
+        "recipe": recipe.model_dump(mode="json"),
+        "vocabulary": vocabulary,
+        "tokenizer": str(Path(recipe.data.tokenizer).resolve()),
+        "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "code": code,
+        "packages": {name: version(name) for name in ("torch", "deepspeed")},
+    }
+
+
+def code_version() -> str:
+    """The version of the project, with the commit where it runs from a git checkout (`+` = changed since)."""
+    root = Path(megatron_ngpt.__file__).parents[1]
+    if not (root / ".git").exists():
+        return megatron_ngpt.__version__
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return megatron_ngpt.__version__
+    return f"{megatron_ngpt.__version__} {commit}"
 
 
 def contradictions(state: dict, recipe: Recipe, vocabulary: int, fingerprint: str) -> list[str]:

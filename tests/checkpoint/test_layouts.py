@@ -2,7 +2,8 @@
 
 import pytest
 
-from megatron_ngpt.checkpoint.dcp import StoredTensors, load, save
+from megatron_ngpt.checkpoint.dcp import StoredTensors, load
+from megatron_ngpt.checkpoint.saver import save
 from megatron_ngpt.errors import CheckpointError
 from tests.checkpoint.layouts import MODEL, Layout, build, differences, fill, run_ranks
 

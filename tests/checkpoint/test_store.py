@@ -11,9 +11,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from megatron_ngpt.checkpoint import dcp
-from megatron_ngpt.checkpoint.store import CheckpointStore, find_checkpoint
-from megatron_ngpt.errors import CheckpointError, ConfigError
+from megatron_ngpt.checkpoint import dcp, saver, storage
+from megatron_ngpt.checkpoint.catalogue import find_checkpoint
+from megatron_ngpt.checkpoint.saver import save
+from megatron_ngpt.checkpoint.store import CheckpointStore
+from megatron_ngpt.errors import CheckpointError, ConfigError, DamagedError
 from tests.checkpoint.layouts import Layout, build, differences, fill, run_ranks
 
 ONE = Layout()
@@ -28,84 +30,93 @@ def run(tmp_path):
 
 
 def names(store):
-    return sorted(path.name for path in store.directory.iterdir())
+    return sorted(path.name for path in store.catalogue.directory.iterdir())
+
+
+def saved(store, step, shards, optimizer, state=None):
+    """The directory of a finished save; fails with what kept it from being written."""
+    store.save(step, shards, optimizer, state or {})
+    result = store.wait()
+    if result.error:
+        raise result.error
+    return result.path
 
 
 def test_name_state_and_latest(run):
     store, shards, optimizer = run
-    path = store.save(10, shards, optimizer, {"tokens": 320, "recipe": {"model": {"arch": "ngpt"}}})
-    assert path == store.directory / "step-00000010"
+    path = saved(store, 10, shards, optimizer, {"tokens": 320, "recipe": {"model": {"arch": "ngpt"}}})
+    assert path == store.catalogue.directory / "step-00000010"
     state = json.loads((path / "state.json").read_text())
     assert (state["step"], state["tokens"], state["recipe"]["model"]["arch"]) == (10, 320, "ngpt")
-    assert (store.directory / "latest").read_text().strip() == "step-00000010"
-    assert store.newest() == path
+    assert (store.catalogue.directory / "latest").read_text().strip() == "step-00000010"
+    assert store.catalogue.newest() == path
 
 
 def test_retention(run):
     store, shards, optimizer = run
     store.keep_every = 4
     for step in range(1, 8):
-        store.save(step, shards, optimizer, {})
+        saved(store, step, shards, optimizer)
     assert names(store) == ["latest", "step-00000004", "step-00000006", "step-00000007"]
 
 
 def test_a_run_that_went_back_keeps_what_it_saves(run):
     store, shards, optimizer = run
     for step in (100, 200, 300):
-        store.save(step, shards, optimizer, {})
-    assert store.save(210, shards, optimizer, {}) == store.newest()
+        saved(store, step, shards, optimizer)
+    assert saved(store, 210, shards, optimizer) == store.catalogue.newest()
     assert names(store) == ["latest", "step-00000210", "step-00000300"]
 
 
 def test_same_step_again_replaces(run):
     store, shards, optimizer = run
-    store.save(5, shards, optimizer, {"tokens": 1})
-    store.save(5, shards, optimizer, {"tokens": 2})
-    assert json.loads((store.newest() / "state.json").read_text())["tokens"] == 2
+    saved(store, 5, shards, optimizer, {"tokens": 1})
+    saved(store, 5, shards, optimizer, {"tokens": 2})
+    assert json.loads((store.catalogue.newest() / "state.json").read_text())["tokens"] == 2
     assert names(store) == ["latest", "step-00000005"]
 
 
 @pytest.mark.parametrize("latest", [None, "step-00000001\n", "step-00000099\n"])
 def test_latest_is_not_relied_on(run, latest):
     store, shards, optimizer = run
-    store.save(1, shards, optimizer, {})
-    newest = store.save(2, shards, optimizer, {})
-    (store.directory / "latest").unlink()
+    saved(store, 1, shards, optimizer)
+    newest = saved(store, 2, shards, optimizer)
+    (store.catalogue.directory / "latest").unlink()
     if latest:
-        (store.directory / "latest").write_text(latest)
-    assert store.newest() == newest
+        (store.catalogue.directory / "latest").write_text(latest)
+    assert store.catalogue.newest() == newest
 
 
 @pytest.mark.parametrize("lost", ["state.json", ".metadata", "__0_0.distcp", "half of __0_0.distcp"])
 def test_newest_skips_the_incomplete(run, lost):
     store, shards, optimizer = run
-    good = store.save(1, shards, optimizer, {})
-    bad = store.save(2, shards, optimizer, {})
+    good = saved(store, 1, shards, optimizer)
+    bad = saved(store, 2, shards, optimizer)
     if lost.startswith("half of "):
         file = bad / lost.removeprefix("half of ")
         os.truncate(file, file.stat().st_size // 2)
     else:
         (bad / lost).unlink()
-    assert store.newest() == good
-    assert store.find("auto") == good
+    assert store.catalogue.newest() == good
+    assert store.catalogue.find("auto")[0] == good
 
 
 def test_auto_never_starts_over_from_damage(run):
     store, shards, optimizer = run
-    assert store.find("auto") is None
-    (store.save(1, shards, optimizer, {}) / ".metadata").unlink()
-    with pytest.raises(CheckpointError, match=r"\.metadata is missing; there is no complete checkpoint in"):
-        store.find("auto")
+    assert store.catalogue.find("auto")[0] is None
+    (saved(store, 1, shards, optimizer) / ".metadata").unlink()
+    with pytest.raises(CheckpointError, match=r"\.metadata is missing; no good checkpoint in"):
+        store.catalogue.find("auto")
 
 
 def test_find_by_path(run, tmp_path):
     store, shards, optimizer = run
-    path = store.save(1, shards, optimizer, {})
-    assert store.find("never") is None
-    assert store.find(str(path)) == path
-    assert store.find(str(tmp_path)) == path
+    path = saved(store, 1, shards, optimizer)
+    assert store.catalogue.find("never")[0] is None
+    assert store.catalogue.find(str(path))[0] == path
+    assert store.catalogue.find(str(tmp_path))[0] == path
     with pytest.raises(ConfigError, match=r"checkpoint\.resume: .*nowhere"):
-        store.find(str(tmp_path / "nowhere"))
+        store.catalogue.find(str(tmp_path / "nowhere"))
     (path / ".metadata").unlink()
     with pytest.raises(CheckpointError, match="is not complete"):
         find_checkpoint(path, "MODEL")
@@ -118,31 +129,31 @@ def full_disk(monkeypatch, rank=0):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return original(self, plan, planner)
 
-    original = dcp.FileSystemWriter.write_data
-    monkeypatch.setattr(dcp.FileSystemWriter, "write_data", write_data)
+    original = storage.FileSystemWriter.write_data
+    monkeypatch.setattr(storage.FileSystemWriter, "write_data", write_data)
 
 
 def test_full_disk_leaves_the_previous_one(run, monkeypatch):
     store, shards, optimizer = run
-    previous = store.save(1, shards, optimizer, {})
+    previous = saved(store, 1, shards, optimizer)
     full_disk(monkeypatch)
     with pytest.raises(CheckpointError) as error:
-        store.save(2, shards, optimizer, {})
-    assert str(error.value) == f"checkpoint {store.directory}/step-00000002 could not be written: No space left on device"
+        saved(store, 2, shards, optimizer)
+    assert str(error.value) == f"checkpoint {store.catalogue.directory}/step-00000002 could not be written: No space left on device"
     assert names(store) == ["latest", "step-00000001"]
     check_readable(previous)
 
 
 def test_full_disk_at_the_last_file(run, monkeypatch):
     store, shards, optimizer = run
-    store.save(1, shards, optimizer, {})
+    saved(store, 1, shards, optimizer)
 
-    def no_space(directory, state):
+    def no_space(directory, state, checksums):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(dcp, "write_state", no_space)
+    monkeypatch.setattr(saver, "seal", no_space)
     with pytest.raises(CheckpointError, match="No space left on device"):
-        store.save(2, shards, optimizer, {})
+        saved(store, 2, shards, optimizer)
     assert names(store) == ["latest", "step-00000001"]
 
 
@@ -156,16 +167,16 @@ def failing_rank(rank, directory):
     shards, optimizer = build(Layout(tensor=2), rank)
     fill(shards, optimizer, 3, step=1)
     store = CheckpointStore(directory, keep=1, keep_every=0)
-    store.save(1, shards, optimizer, {})
+    saved(store, 1, shards, optimizer)
     with pytest.MonkeyPatch.context() as patch:
         full_disk(patch, rank=1)
         with pytest.raises(CheckpointError) as error:
-            store.save(2, shards, optimizer, {})
+            saved(store, 2, shards, optimizer)
     dist.barrier()
     left = names(store)
     dist.barrier()
-    store.save(3, shards, optimizer, {})
-    return str(error.value), left, store.newest().name
+    saved(store, 3, shards, optimizer)
+    return str(error.value), left, store.catalogue.newest().name
 
 
 def test_full_disk_on_one_rank_is_told_on_every_rank(tmp_path):
@@ -181,9 +192,9 @@ def save_and_die(directory):
     shards, optimizer = build(ONE, 0)
     fill(shards, optimizer, 3, step=1)
     store = CheckpointStore(directory, keep=2, keep_every=0)
-    store.save(1, shards, optimizer, {})
-    dcp.FileSystemWriter.finish = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-    store.save(2, shards, optimizer, {})
+    saved(store, 1, shards, optimizer)
+    storage.FileSystemWriter.finish = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    saved(store, 2, shards, optimizer)
 
 
 def test_killed_save_leaves_the_previous_one(tmp_path, run):
@@ -193,29 +204,29 @@ def test_killed_save_leaves_the_previous_one(tmp_path, run):
     assert process.exitcode == -signal.SIGKILL
     store, shards, optimizer = run
     assert names(store) == ["latest", "step-00000001", "step-00000002.partial"]
-    assert store.newest() == store.directory / "step-00000001"
-    check_readable(store.newest())
-    store.save(2, shards, optimizer, {})
+    assert store.catalogue.newest() == store.catalogue.directory / "step-00000001"
+    check_readable(store.catalogue.newest())
+    saved(store, 2, shards, optimizer)
     assert names(store) == ["latest", "step-00000001", "step-00000002"]
 
 
 def test_leftovers_of_killed_work_go_with_the_next_save(run):
     store, shards, optimizer = run
-    first = store.save(1, shards, optimizer, {})
-    shutil.copytree(first, store.directory / "step-00000007.partial")
-    shutil.copytree(first, store.directory / "step-00000008.obsolete")
-    (store.directory / "latest.partial").write_text("x")
-    assert store.newest() == first
-    store.save(2, shards, optimizer, {})
+    first = saved(store, 1, shards, optimizer)
+    shutil.copytree(first, store.catalogue.directory / "step-00000007.partial")
+    shutil.copytree(first, store.catalogue.directory / "step-00000008.obsolete")
+    (store.catalogue.directory / "latest.partial").write_text("x")
+    assert store.catalogue.newest() == first
+    saved(store, 2, shards, optimizer)
     assert names(store) == ["latest", "step-00000001", "step-00000002"]
 
 
 def test_step_zero_has_no_moments_and_leaves_the_optimizer_fresh(run, tmp_path):
     _, shards, _ = run
     fresh = torch.optim.AdamW([s.buffer for s in shards.values()])
-    dcp.save(tmp_path / "zero", shards, fresh, {"step": 0})
+    save(tmp_path / "zero", shards, fresh, {"step": 0})
     assert dcp.load(tmp_path / "zero", shards, fresh)["step"] == 0
     assert not fresh.state
-    dcp.save(tmp_path / "without", shards, None, {"step": 4})
+    save(tmp_path / "without", shards, None, {"step": 4})
     with pytest.raises(CheckpointError, match=r"it holds no exp_avg/lm_head\.weight, which has shape \[33, 8\]"):
         dcp.load(tmp_path / "without", shards, fresh)

@@ -38,4 +38,6 @@ def save_run(output: Path, module: Decoder, tokenizer: str | None = None, bounda
         training=Training(output=str(output)),
     )
     state = {"recipe": recipe.model_dump(mode="json"), "vocabulary": module.blueprint.vocabulary, "tokenizer": tokenizer}
-    return CheckpointStore(output, 1, 0).save(3, shards_of(module), None, state)
+    store = CheckpointStore(output, 1, 0)
+    store.save(3, shards_of(module), None, state)
+    return store.wait().path

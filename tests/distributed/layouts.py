@@ -177,10 +177,10 @@ def difference(ours: Path, reference: Path) -> Difference:
 
 def weights_difference(ours: Path, reference: Path) -> float:
     """The largest ‖ΔW‖ / ‖W‖ over the parameters of the two runs' last checkpoints."""
+    from megatron_ngpt.checkpoint.catalogue import Catalogue
     from megatron_ngpt.checkpoint.dcp import StoredTensors
-    from megatron_ngpt.checkpoint.store import CheckpointStore
 
-    a, b = (StoredTensors(CheckpointStore(path, 1, 0).newest()) for path in (ours, reference))
+    a, b = (StoredTensors(Catalogue(path).newest()) for path in (ours, reference))
     assert sorted(a.names) == sorted(b.names) and a.names
     worst = 0.0
     for name in b.names:

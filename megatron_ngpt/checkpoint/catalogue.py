@@ -1,0 +1,146 @@
+"""The checkpoints that a run directory holds: which are whole, which is newest, which one a run or a command means.
+
+    OUTPUT/checkpoints/step-00000010/             one checkpoint, complete as soon as it has this name
+    OUTPUT/checkpoints/step-00000010.damaged/     one that was found damaged, out of the way
+    OUTPUT/checkpoints/latest                     the name of the one saved last, for people and scripts; nothing here relies on it
+
+Imports no torch: looking is quick.
+"""
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from megatron_ngpt.checkpoint.seal import STATE, read_state
+from megatron_ngpt.errors import CheckpointError, ConfigError, DamagedError
+
+DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
+LATEST = "latest"
+
+_NAME = re.compile(r"step-(\d{8,})")
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of a step's checkpoint directory."""
+    return f"step-{step:08d}"
+
+
+class Catalogue:
+    """What lies in `OUTPUT/checkpoints`.
+
+    Newest means saved last: a run that went back to an earlier step and overtook it has left higher steps behind. Each
+    checkpoint's state carries a `serial` for that, one more than the highest before it.
+    """
+
+    def __init__(self, output: Path):
+        self.directory = Path(output) / "checkpoints"
+
+    def named(self) -> list[Path]:
+        """Everything with a checkpoint's name, whole or not, by step."""
+        return sorted(p for p in self._entries() if _NAME.fullmatch(p.name) and p.is_dir())
+
+    def set_aside(self) -> list[Path]:
+        """The damaged ones that were put out of the way."""
+        return sorted(p for p in self._entries() if p.name.endswith(DAMAGED))
+
+    def complete(self) -> list[tuple[Path, dict]]:
+        """Complete checkpoints with their states, in the order they were saved."""
+        return self._sort()[0]
+
+    def damaged(self) -> list[tuple[Path, str]]:
+        """The others, with what is wrong with each."""
+        return self._sort()[1]
+
+    def newest(self) -> Path | None:
+        """The checkpoint saved last among the complete ones."""
+        complete = self.complete()
+        return complete[-1][0] if complete else None
+
+    def latest(self) -> str | None:
+        """The name in `latest`; None without one."""
+        try:
+            return (self.directory / LATEST).read_text("utf-8").strip()
+        except (OSError, ValueError):
+            return None
+
+    def find(self, resume: str) -> tuple[Path | None, list[str]]:
+        """The checkpoint that `checkpoint.resume` (auto, never or a path) means, and what is odd about the choice, a line each.
+
+        None: start at step 0.
+
+        Raises:
+            CheckpointError: `auto`, and there are checkpoints but not one that is complete; or a path to one that is not.
+            ConfigError: a path that leads to no checkpoint.
+        """
+        if resume == "never":
+            return None, []
+        if resume != "auto":
+            return find_checkpoint(Path(resume), "checkpoint.resume"), []
+        complete, damaged = self._sort()
+        if not complete:
+            if damaged or self.set_aside():
+                raise CheckpointError("; ".join([*(problem for _, problem in damaged), f"no good checkpoint in {self.directory}"]))
+            return None, []
+        newest = complete[-1][0]
+        notes = [f"{problem}; passed over" for _, problem in damaged]
+        if self.latest() != newest.name:
+            notes.append(f"{self.directory / LATEST} says {self.latest() or 'nothing'}; the newest good checkpoint is {newest.name}")
+        return newest, notes
+
+    def _entries(self) -> list[Path]:
+        return list(self.directory.iterdir()) if self.directory.is_dir() else []
+
+    def _sort(self) -> tuple[list[tuple[Path, dict]], list[tuple[Path, str]]]:
+        complete, damaged = [], []
+        for path in self.named():
+            try:
+                complete.append((path, read_state(path)))
+            except DamagedError as error:
+                damaged.append((path, str(error)))
+        return sorted(complete, key=lambda entry: (entry[1].get("serial", 0), entry[1]["step"])), damaged
+
+
+def find_checkpoint(path: Path, key: str) -> Path:
+    """A checkpoint directory, from itself or from its run directory; `key` is what the user gave it as.
+
+    Raises:
+        ConfigError: there is none.
+        CheckpointError: there is one, and it is not complete.
+    """
+    return _candidates(path, key)[0]
+
+
+def from_checkpoint(path: Path, key: str, use: Callable[[Path], T]) -> T:
+    """What `use` makes of the checkpoint at `path`, or of a run directory's newest one that proves good as it is read.
+
+    Raises:
+        ConfigError, CheckpointError: as `find_checkpoint`.
+        DamagedError: the checkpoint, or every one of the run, is damaged.
+    """
+    candidates = _candidates(path, key)
+    for candidate in candidates[:-1]:
+        try:
+            return use(candidate)
+        except DamagedError as error:
+            log.warning("%s; taking the checkpoint before it", error)
+    return use(candidates[-1])
+
+
+def _candidates(path: Path, key: str) -> list[Path]:
+    """The checkpoints that `path` may mean, the best first."""
+    if (path / "checkpoints").is_dir():
+        catalogue = Catalogue(path)
+        newest, notes = catalogue.find("auto")
+        if newest is None:
+            raise ConfigError(f"{key}: {path} is a run directory that has saved no checkpoint yet; valid is one that has")
+        for note in notes:
+            log.warning(note)
+        return [found for found, _ in reversed(catalogue.complete())]
+    if not (path / STATE).is_file():
+        raise ConfigError(f"{key}: {path} is no checkpoint; valid is a run directory or one of its checkpoints/step-*")
+    read_state(path)
+    return [path]

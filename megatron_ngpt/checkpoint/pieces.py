@@ -1,0 +1,110 @@
+"""What a rank holds of the global tensors, in the words of `torch.distributed.checkpoint`: pieces, and the plans to move them.
+
+Replicas are chunks with one place in the tensor, and are written once; vocabulary padding lies outside the tensor.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from megatron_ngpt.errors import CheckpointError
+from megatron_ngpt.parallel.shards import Shard
+
+WEIGHTS = "weights"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+CHUNK_BYTES = 4 << 20  # most of a stored chunk, which a reader takes whole: another layout reads at most so much besides its share
+AS_GIVEN = {"flatten_state_dict": False, "flatten_sharded_tensors": False}
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What this rank holds of one global tensor: views of it, by their offset in the tensor."""
+
+    shape: torch.Size
+    views: dict[torch.Size, torch.Tensor]
+
+    def divided(self) -> "Pieces":
+        """The same, in views of whole rows and of at most `CHUNK_BYTES` (or of one row)."""
+        views = {}
+        for offset, view in self.views.items():
+            rows = max(1, CHUNK_BYTES * len(view) // max(1, view.nbytes))
+            for number, part in enumerate(view.split(rows)):
+                views[torch.Size((offset[0] + number * rows, *offset[1:]))] = part
+        return Pieces(self.shape, views)
+
+
+def pieces(shard: Shard, run: torch.Tensor) -> Pieces:
+    """The boxes of `run` (a shard's master or moment)."""
+    views = {}
+    for box in shard.boxes(run):
+        if len(shard.placement.shape) == 1:
+            views[torch.Size((box.row,))] = box.values.view(-1)
+        else:
+            views[torch.Size((box.row, box.column))] = box.values
+    return Pieces(torch.Size(shard.placement.shape), views)
+
+
+def held_tensors(shards: dict[str, Shard], optimizer: torch.optim.Optimizer | None) -> dict[str, Pieces]:
+    """Everything this rank holds, by its name in the checkpoint; before a first step there are no moments."""
+    tensors = {f"{WEIGHTS}/{name}": pieces(shard, shard.master) for name, shard in shards.items()}
+    if optimizer is not None and optimizer.state:
+        for key in MOMENTS:
+            tensors |= {f"{key}/{name}": pieces(shard, shard.moment(optimizer, key)) for name, shard in shards.items()}
+    return tensors
+
+
+class SavePlanner(DefaultSavePlanner):
+    """Writes the pieces; the default planner drops replicas and refuses tensors that are not covered exactly once."""
+
+    def create_local_plan(self) -> SavePlan:
+        self._divided = {name: held.divided() for name, held in self.state_dict.items()}
+        self.plan = SavePlan([item for name, held in self._divided.items() for item in _write_items(name, held)])
+        return self.plan
+
+    def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
+        return self._divided[index.fqn].views[index.offset]
+
+
+def _write_items(name: str, held: Pieces) -> list[WriteItem]:
+    return [
+        WriteItem(
+            index=MetadataIndex(name, offset),
+            type=WriteItemType.SHARD,
+            tensor_data=TensorWriteData(
+                ChunkStorageMetadata(offset, view.size()), TensorProperties.create_from_tensor(view), held.shape
+            ),
+        )
+        for offset, view in held.views.items()
+    ]
+
+
+class LoadPlanner(DefaultLoadPlanner):
+    """Reads into the pieces, in place, and refuses a checkpoint of another model."""
+
+    def set_up_planner(self, state_dict: dict, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
+        self.state_dict, self.metadata, self.is_coordinator = state_dict, metadata, is_coordinator
+
+    def create_local_plan(self) -> LoadPlan:
+        stored, items = self.metadata.state_dict_metadata, []
+        for name, held in self.state_dict.items():
+            if name not in stored:
+                raise CheckpointError(f"it holds no {name}, which has shape {list(held.shape)} in the model")
+            if stored[name].size != held.shape:
+                raise CheckpointError(f"{name} has shape {list(stored[name].size)} in it, {list(held.shape)} in the model")
+            chunks = [ChunkStorageMetadata(offset, view.size()) for offset, view in held.views.items()]
+            items += create_read_items_for_chunk_list(name, stored[name], chunks)
+        return LoadPlan(items, planner_data=list(self.state_dict))
+
+    def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
+        known = {name for plan in global_plan for name in plan.planner_data}
+        for name, stored in self.metadata.state_dict_metadata.items():
+            if name.startswith(f"{WEIGHTS}/") and name not in known:
+                raise CheckpointError(f"{name} of shape {list(stored.size)} in it is not in the model")
+        return global_plan
+
+    def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
+        return self.state_dict[index.fqn].views[index.offset]

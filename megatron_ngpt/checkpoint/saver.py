@@ -1,0 +1,144 @@
+"""Saving while training goes on: training waits until its shards are copied, and no longer."""
+
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.staging import AsyncStager
+
+from megatron_ngpt.checkpoint.files import PARTIAL, publish
+from megatron_ngpt.checkpoint.pieces import AS_GIVEN, Pieces, SavePlanner, held_tensors
+from megatron_ngpt.checkpoint.seal import Chunks, seal
+from megatron_ngpt.checkpoint.storage import Writer
+from megatron_ngpt.checkpoint.together import leads, one_line
+from megatron_ngpt.errors import CheckpointError
+from megatron_ngpt.parallel.shards import Shard
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How a save went.
+
+    Attributes:
+        path: the checkpoint's directory.
+        stall: seconds that the caller waited for the copy, and for the save before it.
+        seconds: from the start of the save to its end.
+        error: what kept it from being written; None if it is there.
+    """
+
+    path: Path
+    stall: float
+    seconds: float
+    error: CheckpointError | None
+
+
+class Stager(AsyncStager):
+    """Copies pieces to host memory of its own, which is kept from one save to the next (pinned, for a GPU)."""
+
+    _synchronize_after_execute = False
+
+    def __init__(self):
+        self._copies: dict[tuple[str, torch.Size], torch.Tensor] = {}
+
+    def stage(self, state_dict: dict[str, Pieces]) -> dict[str, Pieces]:
+        """The same pieces in the copies; they are complete when this returns."""
+        staged = {}
+        for name, held in state_dict.items():
+            staged[name] = Pieces(held.shape, {offset: self._copy(name, offset, view) for offset, view in held.views.items()})
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return staged
+
+    def _copy(self, name: str, offset: torch.Size, view: torch.Tensor) -> torch.Tensor:
+        copy = self._copies.get((name, offset))
+        if copy is None:
+            copy = torch.empty(view.shape, dtype=view.dtype, pin_memory=view.is_cuda)
+            self._copies[name, offset] = copy
+        return copy.copy_(view, non_blocking=True)
+
+    def synchronize_staging(self) -> None:
+        """Nothing to wait for: `stage` has."""
+
+    def close(self) -> None:
+        """Let the copies go."""
+        self._copies.clear()
+
+
+class Saver:
+    """One save at a time, in a thread that talks to the other ranks over a gloo group of its own (collective to construct)."""
+
+    def __init__(self):
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._stager = Stager()
+        self._future: Future | None = None
+
+    def start(
+        self,
+        path: Path,
+        shards: dict[str, Shard],
+        base_optimizer: torch.optim.Optimizer | None,
+        state: dict,
+        published: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin to write a checkpoint directory (collective over the world); the save before it must be waited for.
+
+        It appears under its name when every rank has written and everything is on the disk; what was there before is replaced.
+
+        Args:
+            state: what JSON can hold, `step` among it; rank 0's is written.
+            published: called on rank 0, in the thread, when the checkpoint has its name; may raise nothing.
+        """
+        began = time.perf_counter()
+        self._path, self._partial = path, path.with_name(path.name + PARTIAL)
+
+        def close(checksums: dict[str, Chunks]) -> None:
+            seal(self._partial, state, checksums)
+            publish(self._partial, path)
+            published()
+
+        self._future = dcp.async_save(
+            held_tensors(shards, base_optimizer),
+            storage_writer=Writer(self._partial, close),
+            planner=SavePlanner(**AS_GIVEN),
+            process_group=self._group,
+            async_stager=self._stager,
+            no_dist=self._group is None,
+        )
+        self._began, self._stall, self._ended = began, time.perf_counter() - began, None
+        self._future.add_done_callback(self._note_end)
+
+    def finished(self) -> Saved | None:
+        """The save under way if it is over, told once."""
+        return self.wait() if self._future and self._future.done() else None
+
+    def wait(self) -> Saved | None:
+        """The save under way, when it is over; None if there is none. After a failure nothing is left of the attempt."""
+        if self._future is None:
+            return None
+        began, error = time.perf_counter(), None
+        try:
+            with one_line(f"checkpoint {self._path} could not be written"):
+                self._future.result()
+        except CheckpointError as failed:
+            error = failed
+            if leads():
+                shutil.rmtree(self._partial, ignore_errors=True)
+        self._future = None
+        return Saved(self._path, self._stall + time.perf_counter() - began, (self._ended or time.perf_counter()) - self._began, error)
+
+    def _note_end(self, _: Future) -> None:
+        self._ended = time.perf_counter()
+
+
+def save(path: Path, shards: dict[str, Shard], base_optimizer: torch.optim.Optimizer | None, state: dict) -> None:
+    """Write a checkpoint directory and wait for it (collective). Raises CheckpointError on every rank; what was at `path` stays."""
+    saver = Saver()
+    saver.start(path, shards, base_optimizer, state)
+    if error := saver.wait().error:
+        raise error

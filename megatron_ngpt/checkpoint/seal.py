@@ -1,0 +1,118 @@
+"""How a checkpoint directory proves that it is whole.
+
+`checksums.json` lists every stored chunk of every tensor file: [offset, bytes, sha256]. `state.json` is written last, lists every
+other file with its size, the small ones with their sha256, and carries one of itself. So a look at the small files tells whether
+anything is missing or cut, and each chunk is judged by whoever reads it, or all of them by `verify`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_ngpt.checkpoint.files import write_text
+from megatron_ngpt.errors import CheckpointError, DamagedError
+
+STATE = "state.json"
+CHECKSUMS = "checksums.json"
+FORMAT = 2
+
+Chunks = list[tuple[int, int, str]]  # (offset, bytes, sha256) of a file's chunks, end to end
+
+
+def seal(directory: Path, state: dict, checksums: dict[str, Chunks]) -> None:
+    """Close a directory whose tensors are written: the chunks' checksums, then the state with the list of files.
+
+    Raises:
+        OSError: a file could not be written, or one of `checksums` is not in the directory with all its bytes.
+    """
+    write_text(directory / CHECKSUMS, json.dumps(dict(sorted(checksums.items()))))
+    files = {}
+    for file in sorted(directory.iterdir()):
+        files[file.name] = {"bytes": file.stat().st_size} | ({} if file.name in checksums else {"sha256": sha256(file)})
+    for name, chunks in checksums.items():
+        written = sum(chunk[1] for chunk in chunks)
+        if files.get(name) != {"bytes": written}:
+            raise OSError(f"{name} has not the {written} bytes that its rank wrote; all ranks need one file system")
+    closed = {**state, "format": FORMAT, "files": files}
+    write_text(directory / STATE, json.dumps({**closed, "sha256": _sha256_of(closed)}, indent=1))
+
+
+def read_state(directory: Path) -> dict:
+    """The state of a complete checkpoint. Reads the small files, and looks at the others' sizes.
+
+    Raises:
+        CheckpointError: one of another format, or the disk does not answer.
+        DamagedError: no state, or not a readable one; a file is missing, has lost or gained bytes, or has not its checksum.
+    """
+    try:
+        state = json.loads((directory / STATE).read_text("utf-8"))
+        found = state["format"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise DamagedError(f"{directory} is not a complete checkpoint: it holds no {STATE}") from None
+    except OSError as error:  # perhaps for a moment only, and no reason to give the checkpoint up
+        raise CheckpointError(f"{directory / STATE} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{directory} is damaged: {STATE} cannot be read: {error}") from None
+    if found != FORMAT:
+        raise CheckpointError(f"{directory} has format {found}; this version reads format {FORMAT}")
+    if state.pop("sha256", None) != _sha256_of(state):
+        raise DamagedError(f"{directory} is damaged: {STATE} has not the checksum that was written with it")
+    for name, entry in state["files"].items():
+        _check_file(directory / name, entry)
+    return state
+
+
+def read_checksums(directory: Path) -> dict[str, Chunks]:
+    """The chunks of every tensor file of a checkpoint."""
+    return {name: [tuple(chunk) for chunk in chunks] for name, chunks in json.loads((directory / CHECKSUMS).read_text()).items()}
+
+
+def check_chunk(file: Path, offset: int, content: bytes, expected: str) -> None:
+    """Raises DamagedError if a chunk's bytes are not the ones that were written."""
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise DamagedError(
+            f"{file.parent} is damaged: {file.name} has not the checksum that was written, in bytes {offset} to {offset + len(content)}"
+        )
+
+
+def verify(directory: Path, advance: Callable[[int], None] = lambda _: None) -> list[str]:
+    """Read every byte of a checkpoint; what is wrong with it, one line a file, empty if it is whole.
+
+    `advance` is told the bytes of tensor files as they are read.
+    """
+    try:
+        read_state(directory)
+    except CheckpointError as error:
+        return [str(error)]
+    problems = []
+    for name, chunks in read_checksums(directory).items():
+        try:
+            with open(directory / name, "rb") as file:
+                for offset, length, expected in chunks:
+                    file.seek(offset)
+                    check_chunk(directory / name, offset, file.read(length), expected)
+                    advance(length)
+        except DamagedError as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(f"{directory} is damaged: {name} cannot be read: {error.strerror}")
+    return problems
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check_file(file: Path, entry: dict) -> None:
+    if not file.is_file():
+        raise DamagedError(f"{file.parent} is not complete: {file.name} is missing")
+    if file.stat().st_size != entry["bytes"]:
+        raise DamagedError(f"{file.parent} is damaged: {file.name} has {file.stat().st_size} bytes, not {entry['bytes']}")
+    if "sha256" in entry and sha256(file) != entry["sha256"]:
+        raise DamagedError(f"{file.parent} is damaged: {file.name} has not the checksum that was written")
+
+
+def _sha256_of(state: dict) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
