@@ -62,11 +62,11 @@ class StoredTensors:
         """A parameter's shape."""
         return tuple(self._metadata.state_dict_metadata[f"{WEIGHTS}/{name}"].size)
 
-    def read(self, name: str) -> torch.Tensor:
-        """A parameter's weights as they are stored, fp32 on the CPU. Raises DamagedError."""
+    def read(self, name: str, kind: str = WEIGHTS) -> torch.Tensor:
+        """A parameter's weights (or moment, `exp_avg` or `exp_avg_sq`) as they are stored, fp32 on the CPU. Raises DamagedError."""
         values = torch.empty(self.shape(name))
         whole = Pieces(values.size(), {torch.Size([0] * values.dim()): values})
         planner = LoadPlanner(**AS_GIVEN)
-        planner.set_up_planner({f"{WEIGHTS}/{name}": whole}, self._metadata, is_coordinator=True)
+        planner.set_up_planner({f"{kind}/{name}": whole}, self._metadata, is_coordinator=True)
         self._reader.read_data(planner.create_local_plan(), planner).wait()
         return values

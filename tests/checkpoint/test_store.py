@@ -15,7 +15,7 @@ from megatron_ngpt.checkpoint import dcp, saver, storage
 from megatron_ngpt.checkpoint.catalogue import find_checkpoint
 from megatron_ngpt.checkpoint.saver import save
 from megatron_ngpt.checkpoint.store import CheckpointStore
-from megatron_ngpt.errors import CheckpointError, ConfigError, DamagedError
+from megatron_ngpt.errors import CheckpointError, ConfigError
 from tests.checkpoint.layouts import Layout, build, differences, fill, run_ranks
 
 ONE = Layout()

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -20,15 +20,21 @@ class Run:
     """A training run under way on `ranks` ranks; `arguments` are those of launch/pretrain.py.
 
     `before`, a function of a module, is called on each rank before the entry point, with the run directory: to watch, or to break.
+    With `others`, further runs as (arguments, output), the same processes do them one after another.
     """
 
-    def __init__(self, ranks: int, arguments: list[str], output: Path, before: Callable[[Path], None] | None = None):
+    def __init__(
+        self,
+        ranks: int,
+        arguments: list[str],
+        output: Path,
+        before: Callable[[Path], None] | None = None,
+        others: Sequence[tuple[list[str], Path]] = (),
+    ):
         self.output = output
-        port = _free_port()
-        arguments = [*arguments, f"--training.output={output}"]
+        turns = [(_free_port(), [*given, f"--training.output={out}"], out) for given, out in [(arguments, output), *others]]
         self.processes = [
-            _CONTEXT.Process(target=_rank, args=(rank, ranks, port, arguments, output, before), daemon=True)
-            for rank in range(ranks)
+            _CONTEXT.Process(target=_rank, args=(rank, ranks, turns, output, before), daemon=True) for rank in range(ranks)
         ]
         for process in self.processes:
             process.start()
@@ -64,27 +70,35 @@ class Run:
 
 
 def train(
-    ranks: int, arguments: list[str], output: Path, before: Callable[[Path], None] | None = None, seconds: float = 150
+    ranks: int,
+    arguments: list[str],
+    output: Path,
+    before: Callable[[Path], None] | None = None,
+    seconds: float = 150,
+    others: Sequence[tuple[list[str], Path]] = (),
 ) -> Run:
     """A finished run; fails the test that asked for it if a rank failed."""
-    run = Run(ranks, arguments, output, before)
+    run = Run(ranks, arguments, output, before, others)
     statuses = run.wait(seconds)
     assert statuses == [0] * ranks, f"exit statuses {statuses}\n{run.story()}"
     return run
 
 
-def _rank(rank: int, ranks: int, port: int, arguments: list[str], output: Path, before: Callable | None) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+def _rank(
+    rank: int, ranks: int, turns: list[tuple[int, list[str], Path]], output: Path, before: Callable[[Path], None] | None
+) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1")
     file = os.open(f"{output}.rank{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     from megatron_ngpt.training.entry import main
 
-    if before:
-        before(output)
-    sys.exit(main(arguments))
+    for port, arguments, of_turn in turns:
+        os.environ["MASTER_PORT"] = str(port)
+        if before:
+            before(of_turn)
+        if status := main(arguments):
+            sys.exit(status)
 
 
 def _free_port() -> int:
