@@ -1,0 +1,95 @@
+"""`ngpt checkpoint list` and `verify`: what a run directory's checkpoints are, and whether every byte is as it was written."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from megatron_ngpt.checkpoint.catalogue import Catalogue
+from megatron_ngpt.checkpoint.files import PARTIAL
+from megatron_ngpt.checkpoint.seal import CHECKSUMS, STATE, read_state, verify
+from megatron_ngpt.errors import CheckpointError, ConfigError, DamagedError
+
+WIDTH = 160  # columns of a table that goes to a file
+
+
+def list_checkpoints(directory: Path) -> Table:
+    """A table of the checkpoints at `directory` (a run directory or a checkpoint): step, time, size, layout, and whether it is complete.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    table = Table("checkpoint", "step", "tokens", "saved", "size", "written by", "state", box=None, pad_edge=False)
+    latest = _catalogue(directory).latest()
+    for path in _checkpoints(directory):
+        try:
+            state = read_state(path)
+        except CheckpointError as error:
+            table.add_row(path.name, "", "", "", "", "", str(error))
+            continue
+        size = sum(entry["bytes"] for entry in state["files"].values())
+        told = "complete, latest" if path.name == latest else "complete"
+        table.add_row(
+            path.name, str(state["step"]), f"{state['tokens']:,}", state["saved"], f"{size / 1e6:,.1f} MB", _layout(state), told
+        )
+    for path in _leftovers(directory):
+        table.add_row(path.name, "", "", "", "", "", "unfinished" if path.name.endswith(PARTIAL) else "put aside as damaged")
+    return table
+
+
+def verify_checkpoints(directory: Path) -> list[str]:
+    """Read every byte of the checkpoints at `directory`, with a progress bar; a line for each that is whole.
+
+    Raises:
+        ConfigError: there is none.
+        DamagedError: with a line for every damaged file.
+    """
+    good, problems = [], []
+    paths = _checkpoints(directory)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        for path in paths:
+            size = sum(file.stat().st_size for file in path.iterdir())
+            task = progress.add_task(path.name, total=size)
+            found = verify(path, lambda count, task=task: progress.advance(task, count))
+            problems += found
+            good += [] if found else [f"{path}: good, {size / 1e6:,.1f} MB"]
+    if problems:
+        told = "\n".join([*good, *problems])
+        raise DamagedError(f"{told}\n{len(paths) - len(good)} of {len(paths)} checkpoints damaged")
+    return good
+
+
+def print_table(table: Table) -> None:
+    """On the terminal, or wide enough for every cell."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(table)
+
+
+def _catalogue(directory: Path) -> Catalogue:
+    return Catalogue(directory if (directory / "checkpoints").is_dir() else directory.absolute().parents[1])
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    if (directory / "checkpoints").is_dir():
+        paths = Catalogue(directory).named()
+    else:
+        paths = [directory] if any((directory / name).is_file() for name in (STATE, CHECKSUMS)) else []
+    if not paths:
+        raise ConfigError(f"DIR: {directory} holds no checkpoint; valid is a run directory that has saved, or one of its checkpoints/step-*")
+    return paths
+
+
+def _leftovers(directory: Path) -> list[Path]:
+    """Unfinished and damaged directories of a run."""
+    catalogue = Catalogue(directory)
+    return sorted(catalogue.directory.glob(f"step-*{PARTIAL}")) + catalogue.set_aside()
+
+
+def _layout(state: dict) -> str:
+    """tensor × pipeline, and the DeepSpeed file, of the run that wrote a checkpoint."""
+    parallel = state["recipe"]["parallel"]
+    return f"tensor {parallel['tensor']} × pipeline {parallel['pipeline']}, {Path(state['recipe']['deepspeed']).stem}"
