@@ -11,7 +11,7 @@ from megatron_ngpt.checkpoint.files import PARTIAL
 from megatron_ngpt.checkpoint.seal import CHECKSUMS, STATE, read_state, verify
 from megatron_ngpt.errors import CheckpointError, ConfigError, DamagedError
 
-WIDTH = 160  # columns of a table that goes to a file
+WIDTH = 400  # columns that a table may take in a file
 
 
 def list_checkpoints(directory: Path) -> Table:
