@@ -17,6 +17,8 @@ setup(
         "typer>=0.29",
         "rich",
         "sentencepiece",
+        "protobuf",
+        "tokenizers",
         "tensorboard",
         "safetensors",
         "zstandard",

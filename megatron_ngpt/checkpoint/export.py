@@ -1,31 +1,35 @@
-"""`ngpt export`: a checkpoint as safetensors, with the names and shapes that others read."""
+"""`ngpt export`: a checkpoint as safetensors, with the names, the code and the tokenizer with which others read it."""
 
 import json
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 
-from megatron_ngpt.checkpoint.catalogue import find_checkpoint
+from megatron_ngpt.checkpoint.catalogue import from_checkpoint
 from megatron_ngpt.checkpoint.dcp import StoredTensors
-from megatron_ngpt.checkpoint.exported import CONFIG, INDEX, TENSORS, TOKENIZER, effective_factor, is_turned, make_config
+from megatron_ngpt.checkpoint.exported import CONFIG, GENERATION, INDEX, TENSORS, effective_factor, is_turned, make_config
+from megatron_ngpt.checkpoint.exported_tensors import write_tensors
 from megatron_ngpt.checkpoint.files import PARTIAL, remove, sync_directory
+from megatron_ngpt.checkpoint.hub.code import MODEL, copy_code
+from megatron_ngpt.checkpoint.hub.tokenizer import write_tokenizer
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import CheckpointError, ConfigError
 
 SHARD_BYTES = 5 * 10**9
+BLOCK_ENTRIES = 1 << 20  # of a tensor, turned and rounded at a time
 
 
 def export(source: Path, directory: Path, dtype: str = "float32", shard_bytes: int = SHARD_BYTES) -> None:
     """Write the model of a run or checkpoint directory to `directory`, which appears when it is complete.
 
     Matrices in `Linear` layout without vocabulary padding, scales as effective values, all in `dtype` (float32 or bfloat16).
-    Larger than `shard_bytes`, the tensors are divided over files with an index; one file's tensors are in memory at a time.
+    Larger than `shard_bytes`, the tensors are divided over files with an index; one tensor is in memory at a time.
 
     Raises:
         ConfigError: the source is no checkpoint, the tokenizer is gone, or there is something at `directory` already.
@@ -35,23 +39,32 @@ def export(source: Path, directory: Path, dtype: str = "float32", shard_bytes: i
         raise ConfigError(f"MODEL: {source} is exported already; valid is a run directory or a checkpoint")
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise ConfigError(f"OUT_DIR: {directory} exists; valid is a new name or an empty directory")
-    stored = StoredTensors(find_checkpoint(source, "MODEL"))
-    model, tokenizer = model_of_state(stored.state), tokenizer_of_state(stored.state)
-    partial = directory.with_name(directory.name + PARTIAL)
+    unfinished = directory.with_name(directory.name + PARTIAL)
     try:
-        remove(partial)
-        partial.mkdir(parents=True)
-        _write_tensors(stored, model, partial, getattr(torch, dtype), shard_bytes)
-        if tokenizer is not None:
-            shutil.copyfile(tokenizer.path, partial / TOKENIZER)
-        boundaries = stored.state["recipe"]["data"]["document_boundaries"]
-        config = make_config(model, stored.state["vocabulary"], dtype, tokenizer and tokenizer.eos_id, boundaries)
-        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        sync_directory(partial)
-        os.rename(partial, directory)
+        from_checkpoint(source, "MODEL", partial(_fill, directory=unfinished, dtype=dtype, shard_bytes=shard_bytes))
+        os.rename(unfinished, directory)
+        sync_directory(directory.absolute().parent)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"export to {directory} could not be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _fill(checkpoint: Path, directory: Path, dtype: str, shard_bytes: int) -> None:
+    """Write everything of an export."""
+    stored = StoredTensors(checkpoint)
+    state, model, tokenizer = stored.state, model_of_state(stored.state), tokenizer_of_state(stored.state)
+    remove(directory)
+    directory.mkdir(parents=True)
+    config = make_config(model, state["vocabulary"], dtype, tokenizer and tokenizer.eos_id, state["recipe"]["data"]["document_boundaries"])
+    _write_json(directory / CONFIG, config)
+    if model.arch == "ngpt":
+        copy_code(MODEL, directory)
+    if tokenizer is not None:
+        write_tokenizer(tokenizer, directory, model.context)
+        _write_json(directory / GENERATION, _generation(tokenizer, state["vocabulary"]))
+    _write_shards(stored, model, directory, getattr(torch, dtype), shard_bytes)
+    _sync_files(directory)
 
 
 def model_of_state(state: dict) -> Model:
@@ -67,41 +80,57 @@ def tokenizer_of_state(state: dict) -> Tokenizer | None:
     return Tokenizer(state["tokenizer"]) if state.get("tokenizer") else None
 
 
-def exported_values(stored: torch.Tensor, model: Model, name: str) -> torch.Tensor:
-    """A stored parameter as it is exported, fp32."""
-    if is_turned(name):
-        return stored.t().contiguous()
+def exported_blocks(stored: torch.Tensor, model: Model, name: str, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """A stored parameter as it is exported, in blocks of whole rows."""
     factor = effective_factor(model, name)
-    if factor is None:
-        return stored
-    effective = stored * factor
-    return effective.abs() if name.endswith(".alpha") else effective
+    turned = stored.t() if is_turned(name) else stored
+    for block in turned.split(max(1, BLOCK_ENTRIES * len(turned) // turned.numel())):
+        if factor is not None:
+            block = block * factor
+        yield (block.abs() if name.endswith(".alpha") else block).to(dtype)
 
 
-def _write_tensors(stored: StoredTensors, model: Model, directory: Path, dtype: torch.dtype, shard_bytes: int) -> None:
+def _generation(tokenizer: Tokenizer, vocabulary: int) -> dict:
+    """`generation_config.json`: what ends a text, and what comes before its first token: the end of the document before it."""
+    eos = tokenizer.eos_id
+    unused = list(range(tokenizer.size, vocabulary))  # entries of the model that no text has
+    config = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos if tokenizer.pad_id is None else tokenizer.pad_id}
+    return {**config, "suppress_tokens": unused} if unused else config
+
+
+def _write_shards(stored: StoredTensors, model: Model, directory: Path, dtype: torch.dtype, shard_bytes: int) -> None:
     shards = list(_divide(stored, dtype.itemsize, shard_bytes))
     weight_map, total = {}, 0
-    for number, names in enumerate(shards, 1):
-        tensors = {name: exported_values(stored.read(name), model, name).to(dtype) for name in names}
+    for number, shapes in enumerate(shards, 1):
         file = TENSORS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(tensors, directory / file, metadata={"format": "pt"})
-        with open(directory / file, "rb") as written:
-            os.fsync(written.fileno())
-        weight_map |= dict.fromkeys(names, file)
-        total += sum(tensor.nbytes for tensor in tensors.values())
+        write_tensors(directory / file, shapes, dtype, lambda name: exported_blocks(stored.read(name), model, name, dtype))
+        weight_map |= dict.fromkeys(shapes, file)
+        total += dtype.itemsize * sum(torch.Size(shape).numel() for shape in shapes.values())
     if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _divide(stored: StoredTensors, itemsize: int, shard_bytes: int) -> Iterator[list[str]]:
-    """Names in order, in lists of at most `shard_bytes` (or of one tensor)."""
-    names, size = [], 0
+def _divide(stored: StoredTensors, itemsize: int, shard_bytes: int) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Names in order with the shapes they are exported in, in groups of at most `shard_bytes` (or of one tensor)."""
+    shapes, size = {}, 0
     for name in sorted(stored.names):
-        nbytes = itemsize * torch.Size(stored.shape(name)).numel()
-        if names and size + nbytes > shard_bytes:
-            yield names
-            names, size = [], 0
-        names.append(name)
+        shape = stored.shape(name)
+        nbytes = itemsize * torch.Size(shape).numel()
+        if shapes and size + nbytes > shard_bytes:
+            yield shapes
+            shapes, size = {}, 0
+        shapes[name] = shape[::-1] if is_turned(name) else shape
         size += nbytes
-    yield names
+    yield shapes
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def _sync_files(directory: Path) -> None:
+    """Make the files of a directory, and their names, durable."""
+    for path in directory.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    sync_directory(directory)

@@ -1,28 +1,33 @@
-"""The model outside: names, shapes, `config.json` and tensors of an exported directory.
+"""The model outside: names, shapes and `config.json` of an exported directory, ours or a Llama's.
 
 Names are the parameters' own. Against storage, the projections back to the hidden axis are turned to `Linear` layout, and
-learned scales have the value with which they act.
+learned scales have the value with which they act. Nothing here needs torch: a recipe is held against an export before that is imported.
 """
 
 import json
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 
 from megatron_ngpt.config.recipe import Model, scale_start
 from megatron_ngpt.errors import ConfigError
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 TENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.model"
 ARCHITECTURES = {"ngpt": "ngpt", "gpt": "llama"}  # the recipe's name and config.json's model_type
+RMS_NORM_EPS = 1e-6
 
-_VALID = "valid is a directory that ngpt export wrote"
+_VALID = "valid is a directory that ngpt export wrote, or for the gpt baseline a LlamaForCausalLM with safetensors"
 _TURNED = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 _SCALES = {"qk_scale": "qk", "alpha": "alpha", "up_scale": "up", "gate_scale": "gate", "logit_scale": "logit"}
+_CODE = {
+    "AutoConfig": "configuration_ngpt.NGPTConfig",
+    "AutoModel": "modeling_ngpt.NGPTModel",
+    "AutoModelForCausalLM": "modeling_ngpt.NGPTForCausalLM",
+}
 
 
 def is_turned(name: str) -> bool:
@@ -40,7 +45,7 @@ def effective_factor(model: Model, name: str) -> float | None:
 
 
 def make_config(model: Model, vocabulary: int, dtype: str, eos: int | None, boundaries: str) -> dict:
-    """`config.json`: for nGPT its own kind, for the baseline a plain `LlamaForCausalLM`."""
+    """`config.json`: for nGPT its own kind, which names the code beside it; for the baseline a plain `LlamaForCausalLM`."""
     config = {
         "model_type": ARCHITECTURES[model.arch],
         "hidden_size": model.hidden,
@@ -60,13 +65,17 @@ def make_config(model: Model, vocabulary: int, dtype: str, eos: int | None, boun
         "document_boundaries": boundaries,
     }
     if model.arch == "ngpt":
-        return {**config, "update": model.update}
-    llama = {"architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-6, "attention_bias": False, "mlp_bias": False}
+        return {**config, "architectures": ["NGPTForCausalLM"], "auto_map": _CODE, "update": model.update}
+    llama = {"architectures": ["LlamaForCausalLM"], "rms_norm_eps": RMS_NORM_EPS, "attention_bias": False, "mlp_bias": False}
     return {**config, **llama}
 
 
 def read_config(directory: Path, key: str) -> dict:
-    """`config.json` of an exported directory. Raises ConfigError, naming `key`, if it is not one of ours or a Llama's."""
+    """`config.json` of an exported directory, with what Llama's leaves out or nests made plain: `rope_theta` and `rope_type`.
+
+    Raises:
+        ConfigError: it is not one of ours or a Llama's; the line starts with `key`, what the user gave the directory as.
+    """
     try:
         config = json.loads((directory / CONFIG).read_text("utf-8"))
         kind = config["model_type"]
@@ -75,14 +84,28 @@ def read_config(directory: Path, key: str) -> dict:
         raise ConfigError(f"{key}: {directory / CONFIG} cannot be read ({reason}); {_VALID}") from None
     if kind not in ARCHITECTURES.values():
         raise ConfigError(f"{key}: {directory} holds a model of type {kind}; valid are {', '.join(ARCHITECTURES.values())}")
-    return config
+    return _plain(config)
+
+
+def tensor_files(directory: Path, key: str) -> list[Path]:
+    """The safetensors files of an exported directory. Raises ConfigError, as `read_config`, if one is missing."""
+    index, names = directory / INDEX, [TENSORS]
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{key}: {index} cannot be read ({type(error).__name__}: {error}); {_VALID}") from None
+    for name in names:
+        if not (directory / name).is_file():
+            raise ConfigError(f"{key}: {directory / name} is missing; {_VALID}")
+    return [directory / name for name in names]
 
 
 def model_of(config: dict, key: str) -> Model:
-    """The model that `config.json` describes. Scales keep their defaults: any start gives the exported effective values."""
+    """The model that `read_config` found. Scales keep their defaults: any start gives the exported effective values."""
     try:
         return Model(
-            arch=next(arch for arch, kind in ARCHITECTURES.items() if kind == config["model_type"]),
+            arch=_arch(config),
             layers=config["num_hidden_layers"],
             hidden=config["hidden_size"],
             heads=config["num_attention_heads"],
@@ -91,34 +114,70 @@ def model_of(config: dict, key: str) -> Model:
             context=config["max_position_embeddings"],
             vocab=config["vocab_size"],
             rope_base=config["rope_theta"],
-            update=config.get("update", "lerp"),
+            update=config["update"] if config["model_type"] == "ngpt" else "lerp",
         )
     except (KeyError, ValidationError) as error:
         raise ConfigError(f"{key}: {CONFIG} does not fit ({str(error).splitlines()[0]}); {_VALID}") from None
 
 
-class ExportedTensors:
-    """The tensors of an exported directory: shapes without reading them, slices without reading the rest."""
+def differences(config: dict, model: Model, vocabulary: int | None, key: str) -> list[str]:
+    """A line for each entry of `config` that says another function than the recipe's model; both values are in it.
 
-    def __init__(self, directory: Path, key: str):
-        index = directory / INDEX
-        files = json.loads(index.read_text("utf-8"))["weight_map"].values() if index.is_file() else [TENSORS]
-        self._files = {}
-        try:
-            for name in sorted(set(files)):
-                file = safe_open(directory / name, framework="pt", device="cpu")
-                self._files |= dict.fromkeys(file.keys(), file)
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{key}: {directory / name} cannot be read ({error}); {_VALID}") from None
+    `vocabulary` is left out where it is None, because it is not known.
+    """
+    recipe = {
+        "model_type": ("model.arch", ARCHITECTURES[model.arch]),
+        "num_hidden_layers": ("model.layers", model.layers),
+        "hidden_size": ("model.hidden", model.hidden),
+        "num_attention_heads": ("model.heads", model.heads),
+        "num_key_value_heads": ("model.kv_heads", model.groups),
+        "intermediate_size": ("model.ffn", model.ffn_size),
+        "vocab_size": ("model.vocab", vocabulary),
+        "rope_theta": ("model.rope_base", model.rope_base),
+    }
+    if model.arch == "ngpt":
+        recipe["update"] = ("model.update", model.update)
+    if vocabulary is None:
+        del recipe["vocab_size"]
+    return [
+        f"{key}: has {entry} {_shown(config.get(entry))}, the recipe {_shown(wanted)}; set {recipe_key} to match, or choose another model"
+        for entry, (recipe_key, wanted) in recipe.items()
+        if config.get(entry) != wanted
+    ] + _inexpressible(config, key)
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor's shape, by name."""
-        return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._files.items()}
 
-    def read(self, name: str, rows: slice, columns: slice) -> torch.Tensor:
-        """A rectangle of a tensor in storage layout, [rows, columns]; a tensor of one dimension is one column."""
-        part = self._files[name].get_slice(name)
-        if len(part.get_shape()) == 1:
-            return part[rows].unsqueeze(1)
-        return part[columns, rows].t() if is_turned(name) else part[rows, columns]
+def _inexpressible(config: dict, key: str) -> list[str]:
+    """A line for each entry that no recipe of that architecture can have."""
+    fixed = {"hidden_act": "silu", "tie_word_embeddings": False, "rope_type": "default"}
+    if config["model_type"] == "llama":
+        fixed |= {"rms_norm_eps": RMS_NORM_EPS, "attention_bias": False, "mlp_bias": False}
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    if isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
+        fixed["head_dim"] = hidden // heads
+    return [
+        f"{key}: has {entry} {_shown(config[entry])}, and model.arch: {_arch(config)} always {_shown(wanted)}; choose another model"
+        for entry, wanted in fixed.items()
+        if entry in config and config[entry] != wanted
+    ]
+
+
+def _plain(config: dict) -> dict:
+    """Absent or null entries out, those that follow from others in; rope as one base and one type, wherever it stood."""
+    config = {entry: value for entry, value in config.items() if value is not None}
+    rope = config.get("rope_parameters", config.get("rope_scaling"))
+    rope = rope if isinstance(rope, dict) else {}
+    return {
+        "rope_theta": 10000.0,
+        **({"num_key_value_heads": config["num_attention_heads"]} if "num_attention_heads" in config else {}),
+        **config,
+        **({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}),
+        "rope_type": rope.get("rope_type", rope.get("type", "default")),
+    }
+
+
+def _arch(config: dict) -> str:
+    return next(arch for arch, kind in ARCHITECTURES.items() if kind == config["model_type"])
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value)

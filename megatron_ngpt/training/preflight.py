@@ -1,16 +1,16 @@
 """Everything about a run that can be refused, refused before torch and DeepSpeed are imported."""
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_ngpt.checkpoint.exported import differences, read_config, tensor_files
 from megatron_ngpt.config import rules, size
 from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice, read_deepspeed
 from megatron_ngpt.config.load import Reading, read_recipe
-from megatron_ngpt.config.recipe import Model, Recipe
+from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.data.batches import check_data, model_vocabulary
-from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -113,32 +113,22 @@ def _checkpoint_problems(recipe: Recipe) -> list[str]:
 
 
 def _initial_problems(recipe: Recipe, path: Path) -> list[str]:
-    """Whether `path` holds an exported model of the recipe's shape."""
+    """Whether `path` holds an exported model, or a Llama, that the recipe's model can start from."""
     key = f"checkpoint.initial = {recipe.checkpoint.initial}"
     try:
-        exported = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return [f"{key}: no exported model (a directory with config.json and model.safetensors); make one with ngpt export"]
-    if not isinstance(exported, dict) or not any(path.glob("*.safetensors")):
-        return [f"{key}: not an exported model: config.json or the safetensors files are missing; make one with ngpt export"]
-    return [
-        f"{key}: has {name} {exported[name]}, the recipe {wanted}; set {setting} to match, or choose another model"
-        for name, (setting, wanted) in _exported_shape(recipe.model).items()
-        if name in exported and exported[name] != wanted
-    ]
+        config = read_config(path, key)
+        tensor_files(path, key)
+        return differences(config, recipe.model, _vocabulary(recipe), key)
+    except ConfigError as error:
+        return error.problems
 
 
-def _exported_shape(model: Model) -> dict[str, tuple[str, object]]:
-    """(recipe key, value) by the names of an exported model's config.json."""
-    return {
-        "model_type": ("model.arch", "ngpt" if model.arch == "ngpt" else "llama"),
-        "hidden_size": ("model.hidden", model.hidden),
-        "num_hidden_layers": ("model.layers", model.layers),
-        "num_attention_heads": ("model.heads", model.heads),
-        "num_key_value_heads": ("model.kv_heads", model.groups),
-        "intermediate_size": ("model.ffn", model.ffn_size),
-        "rope_theta": ("model.rope_base", model.rope_base),
-    }
+def _vocabulary(recipe: Recipe) -> int | None:
+    """Entries of the model's vocabulary; None where the tokenizer cannot be read, which is told elsewhere."""
+    try:
+        return model_vocabulary(recipe)
+    except DataError:
+        return None
 
 
 def _gib(count: int) -> str:

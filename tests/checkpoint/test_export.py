@@ -3,18 +3,21 @@
 import errno
 import json
 import os
+import subprocess
 import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from megatron_ngpt import cli
 from megatron_ngpt.checkpoint import export as export_module
-from megatron_ngpt.checkpoint.export import export
+from megatron_ngpt.checkpoint.export import export, exported_blocks
 from megatron_ngpt.checkpoint.initial import load_initial
+from megatron_ngpt.checkpoint.seal import read_state
+from megatron_ngpt.checkpoint.store import CheckpointStore
 from megatron_ngpt.config.recipe import Model
-from megatron_ngpt.errors import CheckpointError, ConfigError
+from megatron_ngpt.errors import CheckpointError, ConfigError, DamagedError
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.model.ends import Loss
@@ -62,7 +65,8 @@ def test_names_and_shapes(tmp_path, arch):
     directory, tensors, config = exported(tmp_path, make_model(arch))
     assert {name: list(tensor.shape) for name, tensor in tensors.items()} == shapes(arch)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
-    assert sorted(path.name for path in directory.iterdir()) == ["config.json", "model.safetensors"]
+    code = ["configuration_ngpt.py", "modeling_ngpt.py"] if arch == "ngpt" else []
+    assert sorted(path.name for path in directory.iterdir()) == sorted(["config.json", "model.safetensors", *code])
     wanted = {"hidden_size": D, "num_hidden_layers": 2, "num_attention_heads": H, "num_key_value_heads": G, "head_dim": K}
     wanted |= {"intermediate_size": F, "vocab_size": V, "max_position_embeddings": 16, "rope_theta": 500.0}
     wanted |= {"model_type": "ngpt", "update": "lerp"} if arch == "ngpt" else {"model_type": "llama"}
@@ -169,9 +173,10 @@ def test_initial_in_other_layouts(tmp_path, embedding):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"hidden": 32}, r"model\.hidden: 32 means hidden_size 32, but checkpoint\.initial .* has 24"),
-        ({"arch": "gpt"}, r"model\.arch: gpt means model_type llama, but checkpoint\.initial .* has ngpt"),
-        ({"kv_heads": None}, r"model\.kv_heads: None means num_key_value_heads 4, but checkpoint\.initial .* has 2"),
+        ({"hidden": 32}, r"checkpoint\.initial = .*: has hidden_size 24, the recipe 32; set model\.hidden"),
+        ({"arch": "gpt"}, r'checkpoint\.initial = .*: has model_type "ngpt", the recipe "llama"; set model\.arch'),
+        ({"kv_heads": None}, r"checkpoint\.initial = .*: has num_key_value_heads 2, the recipe 4; set model\.kv_heads"),
+        ({"update": "slerp"}, r'checkpoint\.initial = .*: has update "lerp", the recipe "slerp"; set model\.update'),
     ],
 )
 def test_initial_of_another_model_is_refused(tmp_path, changes, message):
@@ -184,10 +189,10 @@ def test_initial_of_another_model_is_refused(tmp_path, changes, message):
 def test_initial_vocabulary_and_tensors_are_checked(tmp_path):
     directory, tensors, _ = exported(tmp_path, make_model())
     module = Decoder(Blueprint(Model(**SHAPE), 40))
-    with pytest.raises(ConfigError, match=r"vocab_size 40, but checkpoint\.initial .* has 33"):
+    with pytest.raises(ConfigError, match=r"has vocab_size 33, the recipe 40; set model\.vocab"):
         load_initial(directory, shards_of(module), module.blueprint)
     del tensors["logit_scale"]
-    export_module.save_file({**tensors, "extra": torch.zeros(2)}, directory / "model.safetensors")
+    save_file({**tensors, "extra": torch.zeros(2)}, directory / "model.safetensors")
     module = Decoder(Blueprint(Model(**SHAPE), V))
     with pytest.raises(ConfigError) as error:
         load_initial(directory, shards_of(module), module.blueprint)
@@ -207,20 +212,76 @@ def refused_worker(rank, directory):
 def test_refused_on_one_rank_is_refused_on_all(tmp_path):
     directory, _, _ = exported(tmp_path, make_model())
     messages = run_ranks(2, refused_worker, directory)
-    assert messages[0] == messages[1] and "num_hidden_layers 3" in messages[0]
+    assert messages[0] == messages[1] and "num_hidden_layers 2, the recipe 3" in messages[0]
 
 
 def test_output_is_whole_or_absent(tmp_path, monkeypatch):
     run = tmp_path / "run"
     save_run(run, make_model())
 
-    def no_space(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    written = []
 
-    monkeypatch.setattr(export_module, "save_file", no_space)
+    def no_space(stored, model, name, dtype):
+        written.append(name)
+        if len(written) == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return exported_blocks(stored, model, name, dtype)
+
+    monkeypatch.setattr(export_module, "exported_blocks", no_space)
     with pytest.raises(CheckpointError, match="could not be written: No space left on device"):
         export(run, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_damaged_checkpoint_leaves_nothing_and_a_run_has_the_one_before_it(tmp_path):
+    store = CheckpointStore(tmp_path / "run", 2, 0)
+    checkpoint = save_run(tmp_path / "run", make_model())
+    older, newer = make_model(seed=1), make_model(seed=2)
+    for step, module in ((4, older), (5, newer)):
+        store.save(step, shards_of(module), None, {**read_state(checkpoint), "step": step})
+        newest = store.wait().path
+    tensors = sorted(newest.glob("*.distcp"))[0]
+    content = bytearray(tensors.read_bytes())
+    content[len(content) // 2] ^= 1
+    tensors.write_bytes(content)
+    with pytest.raises(DamagedError):
+        export(newest, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    export(tmp_path / "run", tmp_path / "out")
+    embedding = shards_of(older)["model.embed_tokens.weight"].master.view(V, D)
+    assert load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"].equal(embedding)
+
+
+def test_blocks_are_the_tensor(tmp_path, monkeypatch):
+    """A tensor that is written in several blocks reads as one."""
+    _, whole, _ = exported(tmp_path, make_model(), "whole", dtype="bfloat16")
+    monkeypatch.setattr(export_module, "BLOCK_ENTRIES", 100)
+    stored = torch.arange(24.0 * 40).view(40, 24)
+    assert len(list(exported_blocks(stored, Model(**SHAPE), "model.layers.0.mlp.down_proj.weight", torch.float32))) == 12
+    _, pieces, _ = exported(tmp_path, make_model(), "pieces", dtype="bfloat16")
+    assert whole.keys() == pieces.keys() and all(pieces[name].equal(tensor) for name, tensor in whole.items())
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from megatron_ngpt.checkpoint.export import export
+
+small, large = map(Path, sys.argv[1:])
+export(small, small / "exported")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+export(large, large / "exported", dtype="bfloat16")
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_tensors(tmp_path):
+    """The largest tensor has 4 MB in fp32, as a small model's has; the large model has 20 times the layers."""
+    for name, layers in (("small", 1), ("large", 20)):
+        save_run(tmp_path / name, make_model(layers=layers, hidden=256, ffn=4096))
+    run = subprocess.run([sys.executable, "-c", MEMORY, tmp_path / "small", tmp_path / "large"], capture_output=True, text=True, check=True)
+    size = (tmp_path / "large" / "exported" / "model.safetensors").stat().st_size
+    assert size > 120e6 and int(run.stdout) < 12e6
 
 
 def test_what_export_refuses(tmp_path):

@@ -8,7 +8,7 @@ from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.training.preflight import preflight
 
 SHAPE = {"model_type": "ngpt", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
-         "intermediate_size": 128, "rope_theta": 10000.0}
+         "intermediate_size": 128, "vocab_size": 200, "rope_theta": 10000.0, "update": "lerp"}
 
 
 @pytest.fixture
@@ -32,10 +32,24 @@ def problems(*arguments) -> list[str]:
 
 def test_a_model_to_start_from_must_have_the_recipes_shape(good_recipe, exported):
     assert preflight(str(good_recipe), [f"--checkpoint.initial={exported()}"], 2).data_ranks == 2
-    found = problems(str(good_recipe), [f"--checkpoint.initial={exported(hidden_size=64, model_type='llama')}"], 1)
+    found = problems(str(good_recipe), [f"--checkpoint.initial={exported(hidden_size=64, update='slerp', vocab_size=199)}"], 1)
+    assert len(found) == 3
+    assert "has hidden_size 64, the recipe 32; set model.hidden to match" in found[0]
+    assert "has vocab_size 199, the recipe 200; set model.vocab to match" in found[1]
+    assert 'has update "slerp", the recipe "lerp"; set model.update to match' in found[2]
+
+
+def test_a_llama_to_start_from_must_be_one_that_the_baseline_can_be(good_recipe, exported):
+    llama = {"model_type": "llama", "rope_theta": None, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}
+    baseline = [str(good_recipe), ["--model.arch=gpt", f"--checkpoint.initial={exported(**llama)}"], 1]
+    assert preflight(*baseline).vocabulary == 200
+    exported(**llama, rms_norm_eps=1e-5, tie_word_embeddings=True)
+    found = problems(*baseline)
     assert len(found) == 2
-    assert "has model_type llama, the recipe ngpt; set model.arch to match" in found[0]
-    assert "has hidden_size 64, the recipe 32; set model.hidden to match" in found[1]
+    assert "has tie_word_embeddings true, and model.arch: gpt always false" in found[0]
+    assert "has rms_norm_eps 1e-05, and model.arch: gpt always 1e-06" in found[1]
+    found = problems(str(good_recipe), baseline[1][1:], 1)
+    assert 'has model_type "llama", the recipe "ngpt"; set model.arch to match' in found[0]
 
 
 def test_a_model_without_weights_is_refused(good_recipe, exported):

@@ -1,0 +1,1 @@
+"""Files that are copied into exports. They run inside `transformers`, without this project: nothing here imports it, or the reverse."""
