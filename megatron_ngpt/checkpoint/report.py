@@ -79,7 +79,7 @@ def _checkpoints(directory: Path) -> list[Path]:
     else:
         paths = [directory] if any((directory / name).is_file() for name in (STATE, CHECKSUMS)) else []
     if not paths:
-        raise ConfigError(f"DIR: {directory} holds no checkpoint; valid is a run directory that has saved, or one of its checkpoints/step-*")
+        raise ConfigError(f"DIR: {directory} holds no checkpoint; valid is a run directory that has saved, or a checkpoint itself")
     return paths
 
 

@@ -1,5 +1,6 @@
 """`metrics.jsonl`: one JSON object a line, in the order of the steps, readable while the run goes on."""
 
+import errno
 import json
 import math
 import os
@@ -7,17 +8,28 @@ from pathlib import Path
 
 
 class MetricsLog:
-    """Appends JSON lines to `path`; every line is on disk for other readers when `append` returns."""
+    """Appends JSON lines to `path`; every line is on disk for other readers when `append` returns.
+
+    Where the disk is full, lines wait in memory for the next one; `problem` then says why, else it is None.
+    """
 
     def __init__(self, path: Path):
         self.path = path
+        self.problem: str | None = None
+        self._waiting = b""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
 
     def append(self, line: dict) -> None:
         """Write `line`; numbers that are not finite become null, since JSON has no word for them."""
-        self._file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
-        self._file.flush()
+        self._waiting += (json.dumps(_finite(line), allow_nan=False) + "\n").encode()
+        self._write()
+
+    def sync(self) -> None:
+        """Put the file on the disk, for a checkpoint that stands for what is in it."""
+        self._write()
+        if self.problem is None:
+            os.fsync(self._file.fileno())
 
     def cut_after(self, step: int) -> None:
         """Remove lines of steps after `step` and what a kill left unfinished, so that a resumed run can go on behind them."""
@@ -29,11 +41,23 @@ class MetricsLog:
             file.flush()
             os.fsync(file.fileno())
         new.replace(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self.path.open("ab", buffering=0)
 
     def close(self) -> None:
         """Close the file."""
+        self._write()
         self._file.close()
+
+    def _write(self) -> None:
+        """Write what waits, all of it or, so that no line is torn, nothing."""
+        whole = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(self._waiting) < len(self._waiting):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._waiting, self.problem = b"", None
+        except OSError as error:
+            self._file.truncate(whole)
+            self.problem = f"{self.path} cannot be written: {error.strerror}; lines wait until it can"
 
 
 def _belongs(text: str, step: int) -> bool:

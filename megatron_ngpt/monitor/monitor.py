@@ -23,6 +23,7 @@ class Monitor:
             return
         self._metrics = MetricsLog(output / "metrics.jsonl")
         self._metrics.cut_after(start_step)
+        self._told = False
         self._board = TensorBoardLog(output / "tensorboard", start_step)
         self._progress = ProgressView(steps, start_step, console)
 
@@ -46,7 +47,7 @@ class Monitor:
         """
         if not self._writes:
             return
-        self._metrics.append(
+        self._append(
             {
                 "step": step,
                 "tokens": tokens,
@@ -76,7 +77,7 @@ class Monitor:
         """The validation loss after `step`, nats a token: the mean over all datasets, and each one's own."""
         if not self._writes:
             return
-        self._metrics.append({"step": step, "valid_loss": valid_loss, "valid": by_name})
+        self._append({"step": step, "valid_loss": valid_loss, "valid": by_name})
         names = {f"valid/loss/{name}": loss for name, loss in by_name.items()} if len(by_name) > 1 else {}
         self._board.scalars(step, {"valid/loss": valid_loss} | names)
         self.message(f"step {step} · validation loss {valid_loss:.4f}")
@@ -88,6 +89,11 @@ class Monitor:
         self._progress.message(text)
         log.info(text)
 
+    def sync(self) -> None:
+        """Put `metrics.jsonl` on the disk."""
+        if self._writes:
+            self._metrics.sync()
+
     def note(self, text: str) -> None:
         """A line for the log alone."""
         if self._writes:
@@ -97,6 +103,17 @@ class Monitor:
         """Write out everything; the run is over or has failed."""
         if not self._writes:
             return
+        self._metrics.close()
+        self._tell_problem()
         self._progress.close()
         self._board.close()
-        self._metrics.close()
+
+    def _append(self, line: dict) -> None:
+        self._metrics.append(line)
+        self._tell_problem()
+
+    def _tell_problem(self) -> None:
+        """Once, when a problem with `metrics.jsonl` begins."""
+        if self._metrics.problem and not self._told:
+            self.message(f"warning: {self._metrics.problem}")
+        self._told = self._metrics.problem is not None

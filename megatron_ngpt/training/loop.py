@@ -42,7 +42,7 @@ class Trainer:
         found, notes = self._agree_on_checkpoint()
         config = engine_config(self.recipe, ready.deepspeed, self.grid.data.size)
         self.engine = Engine(self.recipe, self.vocabulary, config, self.grid, device)
-        self.step = self._fill_weights(found, notes)
+        self.step, notes = self._fill_weights(found, notes)
         if self.grid.world.rank == 0:
             self.code = code_version()
             self.store.tidy()
@@ -145,33 +145,35 @@ class Trainer:
         check_continues(state, self.recipe, self.vocabulary, self.train_data.fingerprint)
         return found, [*notes, f"continues from {found}", *changes(state, self.recipe)]
 
-    def _fill_weights(self, found: Path | None, notes: list[str]) -> int:
-        """Masters (and moments) from the checkpoint, an exported model or the seed; returns the step they are of.
+    def _fill_weights(self, found: Path | None, notes: list[str]) -> tuple[int, list[str]]:
+        """Masters (and moments) from the checkpoint, an exported model or the seed; returns the step they are of, and what to tell.
 
         Where `checkpoint.resume` leaves the choice, a checkpoint that proves damaged makes way for the one before it.
         """
+        aside = []
         while found:
             try:
                 step = load(found, self.engine.shards, self.engine.base)["step"]
                 self.engine.publish()
-                return step
+                return step, [*aside, *notes]
             except DamagedError as error:
                 if self.recipe.checkpoint.resume != "auto":
                     raise
                 on_first_rank(lambda damaged=found: self.store.set_aside(damaged), f"{found} could not be put aside")
-                found, more = self._agree_on_checkpoint()
-                notes += [f"{error}; put aside", *more]
+                aside.append(f"{error}; put aside")
+                found, notes = self._agree_on_checkpoint()
         if not self.recipe.checkpoint.initial:
             self.engine.initialise()
-            return 0
+            return 0, notes
         load_initial(Path(self.recipe.checkpoint.initial), self.engine.shards, self.engine.blueprint)
         self.engine.renormaliser.renormalise()
         self.engine.publish()
-        return 0
+        return 0, notes
 
     def _save(self) -> None:
         """Begin a checkpoint of this step; one still under way is waited for first."""
         self._tell(self.store.wait())
+        self.monitor.sync()
         state = {}
         if self.grid.world.rank == 0:
             state = state_of(self.recipe, self.step, self.vocabulary, self.train_data.fingerprint, self.code)

@@ -129,8 +129,8 @@ def full_disk(monkeypatch, rank=0):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return original(self, plan, planner)
 
-    original = storage.FileSystemWriter.write_data
-    monkeypatch.setattr(storage.FileSystemWriter, "write_data", write_data)
+    original = storage.Writer.write_data
+    monkeypatch.setattr(storage.Writer, "write_data", write_data)
 
 
 def test_full_disk_leaves_the_previous_one(run, monkeypatch):
@@ -193,7 +193,7 @@ def save_and_die(directory):
     fill(shards, optimizer, 3, step=1)
     store = CheckpointStore(directory, keep=2, keep_every=0)
     saved(store, 1, shards, optimizer)
-    storage.FileSystemWriter.finish = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    storage.Writer.finish = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
     saved(store, 2, shards, optimizer)
 
 

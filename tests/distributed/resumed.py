@@ -37,11 +37,11 @@ def look_after_loading(output: Path) -> None:
 
     @functools.wraps(original)
     def fill_weights(self, found, notes):
-        step = original(self, found, notes)
+        step, notes = original(self, found, notes)
         problems, error = compare(found, self.engine.shards, self.engine.base)
         report = {"step": step, "problems": problems, "norm_error": error}
         (output / f"loaded-{self.grid.world.rank}.json").write_text(json.dumps(report))
-        return step
+        return step, notes
 
     Trainer._fill_weights = fill_weights
 

@@ -11,7 +11,7 @@ from tests.distributed.resumed import BF16, FEW, LAST, LAYOUTS, SAVED_AT, Layout
 
 pytestmark = pytest.mark.usefixtures("in_repository")
 STEPS = [f"--training.steps={LAST}", f"--checkpoint.every={SAVED_AT}"]
-TOLERANCE = {True: 1e-2, False: 1e-5}  # with and without a bf16 run on the way
+TOLERANCE = {True: 1e-4, False: 1e-5}  # with and without a bf16 run on the way
 
 
 class Sources:

@@ -1,37 +1,15 @@
 """Runs that are killed, stopped or fail go on as if nothing had happened, or stop with one clear line."""
 
-import json
 import os
 import signal
-import time
-from pathlib import Path
 
 import pytest
 
 from tests.distributed.layouts import cut, zero
 from tests.distributed.ranks import Run, train
+from tests.faults.runs import lines, options, wait_for_step
 
 pytestmark = pytest.mark.usefixtures("in_repository")
-EVERY = {"checkpoint.every": 5}
-
-
-def options(keys: dict) -> list[str]:
-    return [f"--{key}={value}" for key, value in (EVERY | keys).items()]
-
-
-def lines(output: Path) -> list[dict]:
-    """metrics.jsonl without what differs between two clocks."""
-    found = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    clocks = ("step_seconds", "tokens_per_second", "tflops_per_second")
-    return [{key: value for key, value in line.items() if key not in clocks} for line in found]
-
-
-def wait_for_step(run: Run, step: int, seconds: float = 100) -> None:
-    """Until metrics.jsonl has the line of a step."""
-    path, deadline = run.output / "metrics.jsonl", time.monotonic() + seconds
-    while not path.exists() or f'"step": {step},' not in path.read_text():
-        assert time.monotonic() < deadline and any(p.is_alive() for p in run.processes), run.story()
-        time.sleep(0.005)
 
 
 def test_killed_run_resumes_bit_for_bit_and_in_another_layout(corpus, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 
 import pytest
 
@@ -56,3 +57,20 @@ def test_cut_at_the_start_empties_the_file(tmp_path):
     log.append({"step": 1})
     log.cut_after(0)
     assert log.path.read_text() == ""
+
+
+def test_a_full_disk_tears_no_line_and_loses_none(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append({"step": 1})
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limit[1]))  # no file of this process may be longer, as on a full disk
+    try:
+        log.append({"step": 2})
+        assert "cannot be written: " in log.problem
+        assert lines(log.path) == [{"step": 1}]
+        log.append({"step": 3})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    log.append({"step": 4})
+    assert log.problem is None
+    assert [line["step"] for line in lines(log.path)] == [1, 2, 3, 4]
