@@ -4,22 +4,30 @@ import math
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import track
 
+from megatron_ngpt.checkpoint.together import leads, together
 from megatron_ngpt.data.batches import BatchSource, Rows
 from megatron_ngpt.data.indexed import IndexedDataset, read_meta
 from megatron_ngpt.data.tape import Tape, find_prefixes, select_documents
 from megatron_ngpt.errors import DataError
+from megatron_ngpt.inference.forward import logits
 from megatron_ngpt.inference.load import LoadedModel
-from megatron_ngpt.model.ends import Loss
+from megatron_ngpt.model.ends import local_vocabulary
+from megatron_ngpt.parallel.regions import reduce_vector
+from megatron_ngpt.parallel.vocabulary import cross_entropy
 
 BATCH = 8  # sequences that are put through the model together
 
 
 def evaluate(loaded: LoadedModel, prefix: str, context: int | None = None, batches: int | None = None) -> dict:
-    """Loss (nats a token), perplexity, tokens predicted, and the context they were predicted in.
+    """Loss (nats a token), perplexity, tokens predicted, and the context they were predicted in (collective, the same on every rank).
 
     The dataset is read in windows of `context` tokens (default: the model's), each predicting as many: `batches` of 8 windows,
-    spread over the dataset in the order that training's evaluation takes them; by default every window once.
+    spread over the dataset in the order that training's evaluation takes them; by default every window once. Data parallel ranks
+    take batches in turn.
 
     Raises:
         DataError: no such dataset, too short for one window, or made with another tokenizer.
@@ -29,21 +37,47 @@ def evaluate(loaded: LoadedModel, prefix: str, context: int | None = None, batch
     _check_tokenizer(loaded, prefix)
     source = BatchSource([tape], [1.0], context, BATCH, None, loaded.vocabulary)
     windows = source.samples_per_epoch if batches is None else min(batches * BATCH, source.samples_per_epoch)
-    steps = range(-(-windows // BATCH))
-    total = math.fsum(_summed_loss(loaded, source.rows(n + 1, 0, min(BATCH, windows - n * BATCH))) for n in steps)
-    tokens = windows * context
-    loss = total / tokens
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": tokens, "context": context}
+    loss = _total(loaded, source, windows) / (windows * context)
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": windows * context, "context": context}
 
 
-@torch.no_grad()
+def _total(loaded: LoadedModel, source: BatchSource, windows: int) -> float:
+    """The summed loss of the first `windows` windows, over all ranks."""
+    axis, total, mistake = loaded.grid.data, 0.0, None
+    try:
+        for number in _shown(range(axis.rank, -(-windows // BATCH), axis.size)):
+            total += _summed_loss(loaded, source.rows(number + 1, 0, min(BATCH, windows - number * BATCH)))
+    except DataError as error:  # of this rank's windows, the same on all ranks that share them
+        mistake = error
+
+    def agree() -> None:
+        if mistake:
+            raise mistake
+
+    together(agree, "evaluation")
+    if not dist.is_initialized():
+        return total
+    counts = loaded.grid.tensor.rank == 0  # tensor ranks have the same loss, and stages before the last one have none
+    return reduce_vector(torch.tensor([total * counts], dtype=torch.float64), loaded.grid.world).item()
+
+
+def _shown(numbers: range):
+    """The numbers, with a bar while a person is watching."""
+    console = Console(stderr=True)
+    return track(numbers, "evaluating", console=console, transient=True, disable=not (leads() and console.is_terminal))
+
+
+@torch.inference_mode()
 def _summed_loss(loaded: LoadedModel, rows: Rows) -> float:
+    """On the last pipeline stage the sum of all tokens' losses, elsewhere 0."""
+    blueprint = loaded.module.blueprint
     tokens = torch.from_numpy(rows.tokens.astype(np.int64)).to(loaded.device)
-    batch = tokens[:, :-1]
-    if loaded.module.blueprint.mask_documents:
-        batch = batch, torch.from_numpy(rows.documents).to(loaded.device)[:, :-1]
-    targets = tokens[:, 1:].contiguous()
-    return Loss(loaded.module.blueprint)(loaded.module(batch), targets).item() * targets.numel()
+    documents = torch.from_numpy(rows.documents).to(loaded.device)[:, :-1] if blueprint.mask_documents else None
+    found = logits(loaded.module, tokens[:, :-1], documents)
+    if found is None:
+        return 0.0
+    first, _ = local_vocabulary(blueprint)
+    return cross_entropy(found, tokens[:, 1:].contiguous(), blueprint.grid.tensor, first).double().sum().item()
 
 
 def _open(prefix: str, context: int) -> Tape:

@@ -1,53 +1,190 @@
-"""`ngpt generate`: a model continues a prompt."""
+"""`ngpt generate`: a model continues prompts, a batch of them at a time."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
-from megatron_ngpt.inference.load import LoadedModel
+from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.inference.cache import KeyValueCache
+from megatron_ngpt.inference.continuation import Continuation
+from megatron_ngpt.inference.forward import extend, next_logits, pad
+from megatron_ngpt.inference.load import LoadedModel, load_model
+from megatron_ngpt.inference.ranks import from_last_stage, joined
+from megatron_ngpt.inference.sampling import Sampling, choose
+from megatron_ngpt.parallel.grid import Axis
 
 
-def continue_text(loaded: LoadedModel, prompt: str, max_tokens: int, temperature: float, top_p: float, seed: int) -> str:
-    """What the model writes after `prompt`, at most `max_tokens` tokens, up to the end of the document."""
-    tokenizer = loaded.tokenizer()
-    given = tokenizer.encode(prompt).tolist() or [tokenizer.eos_id]
-    written = continue_tokens(loaded, given, max_tokens, temperature, top_p, seed, tokenizer.eos_id, tokenizer.size)
-    before, whole = tokenizer.decode(given), tokenizer.decode(given + written)
-    return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(written)
+@dataclass
+class Speed:
+    """Tokens and seconds: of prompts, and of those written one after another (the first follows from the prompt itself)."""
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, other: "Speed") -> None:
+        """Count what was done after this."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+    def beside(self, other: "Speed") -> "Speed":
+        """This and what other ranks did at the same time."""
+        seconds = max(self.prompt_seconds, other.prompt_seconds), max(self.seconds, other.seconds)
+        return Speed(self.prompt_tokens + other.prompt_tokens, seconds[0], self.tokens + other.tokens, seconds[1])
+
+    def __str__(self) -> str:
+        parts = [("prompt", self.prompt_tokens, self.prompt_seconds), ("generated", self.tokens, self.seconds)]
+        told = [f"{name}: {count} tokens, {count / seconds:,.1f} tokens/s" for name, count, seconds in parts if seconds]
+        return "; ".join(told)
 
 
-@torch.no_grad()
-def continue_tokens(
-    loaded: LoadedModel, given: list[int], max_tokens: int, temperature: float, top_p: float, seed: int, eos: int, entries: int
-) -> list[int]:
-    """The ids that follow `given`, without `eos`, which ends them; ids of `entries` and beyond are never chosen.
+class Batch:
+    """Rows that are continued together. A row that has ended leaves, and takes no more time and no more memory."""
 
-    Beyond the model's context the model sees the last `context` tokens.
+    def __init__(self, loaded: LoadedModel, rows: list[Continuation], max_tokens: int, sampling: Sampling, entries: int):
+        self.rows, self._sampling, self._entries = rows, sampling, entries
+        self._module = loaded.module
+        self._cache = KeyValueCache(loaded.module, len(rows), max(len(row.given) for row in rows) + max_tokens)
+        self._generators = [torch.Generator().manual_seed(sampling.seed) for _ in rows]
+
+    def advance(self, new: list[list[int]]) -> list[list[int]]:
+        """Put each row's new tokens through the model, and choose its next one; returns what the rows that go on go on with."""
+        tokens_BT, counts = pad(new, next(self._module.parameters()).device)
+        h_BTD = extend(self._module, self._cache, tokens_BT, counts)
+        chosen = None
+        if h_BTD is not None:
+            logits_BV = next_logits(self._module, h_BTD, counts)[:, : self._entries].float().cpu()
+            chosen = choose(logits_BV, self._sampling, self._generators)
+        chosen = from_last_stage(self._module, chosen, (len(new),), torch.int64).tolist()
+        for row, token in zip(self.rows, chosen, strict=True):
+            row.add(token)
+        live = [number for number, row in enumerate(self.rows) if not row.ended]
+        if len(live) < len(new):
+            self._cache.select(live)
+            self.rows = [self.rows[number] for number in live]
+            self._generators = [self._generators[number] for number in live]
+        return [[chosen[number]] for number in live]
+
+
+@torch.inference_mode()
+def continue_batch(loaded: LoadedModel, rows: list[Continuation], max_tokens: int, sampling: Sampling, entries: int) -> Speed:
+    """Write at most `max_tokens` tokens to each row; ids of `entries` and beyond are never chosen (collective).
+
+    Each row is what it would be alone: it draws from its own stream of `sampling.seed`. Beyond the model's context it goes on with all
+    tokens in sight.
     """
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.tensor(given, device=loaded.device)
-    for _ in range(max_tokens):
-        logits = next_logits(loaded, tokens[-loaded.model.context :])[:entries]
-        token = choose(logits.float().cpu(), temperature, top_p, generator)
-        if token == eos:
+    batch = Batch(loaded, rows, max_tokens, sampling, entries)
+    speed, start = Speed(prompt_tokens=sum(len(row.given) for row in rows)), time.perf_counter()
+    new = batch.advance([row.given for row in rows])
+    speed.prompt_seconds = time.perf_counter() - start
+    for _ in range(max_tokens - 1):
+        if not new:
             break
-        tokens = torch.cat([tokens, tokens.new_tensor([token])])
-    return tokens[len(given) :].tolist()
+        speed.tokens += len(new)
+        new = batch.advance(new)
+    speed.seconds = time.perf_counter() - start - speed.prompt_seconds
+    return speed
 
 
-def next_logits(loaded: LoadedModel, tokens_T: torch.Tensor) -> torch.Tensor:
-    """Logits [V] of the token after `tokens` [T]; the head computes the last position alone."""
-    *layers, head = loaded.module.layers
-    state = tokens_T.unsqueeze(0)
-    for layer in layers:
-        state = layer(state)
-    return head(state[:, -1:])[0, 0]
+@dataclass(frozen=True)
+class Request:
+    """What is asked of `ngpt generate` besides the prompts; at most `batch` of them are continued together on a data rank."""
+
+    max_tokens: int
+    sampling: Sampling
+    stops: list[str]
+    batch: int = 8
 
 
-def choose(logits_V: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """A token drawn from softmax(logits / temperature), among the likeliest that together reach `top_p`; 0: the likeliest."""
-    if temperature == 0:
-        return int(logits_V.argmax())
-    probabilities, tokens = torch.softmax(logits_V.double() / temperature, 0).sort(descending=True, stable=True)
-    before = probabilities.cumsum(0) - probabilities
-    before[0] = -1  # the likeliest token always stays
-    kept = torch.where(before < top_p, probabilities, 0)
-    return int(tokens[torch.multinomial(kept, 1, generator=generator)])
+def stream(loaded: LoadedModel, prompt: str, request: Request, show: Callable[[str], None]) -> Speed:
+    """Continue one prompt, giving pieces of text to `show` as they come (collective)."""
+    tokenizer = loaded.tokenizer()
+    row = Continuation(tokenizer, prompt, request.stops, show)
+    speed = continue_batch(loaded, [row], request.max_tokens, request.sampling, tokenizer.size)
+    row.finish()
+    return speed
+
+
+def continue_prompts(loaded: LoadedModel, prompts: list[str], request: Request, write: Callable[[str, str], None]) -> Speed:
+    """Continue each prompt, and give it and its text to `write`, in order (collective; data ranks share the prompts)."""
+    tokenizer, axis, speed = loaded.tokenizer(), loaded.grid.data, Speed()
+    together = request.batch * axis.size
+    for first in range(0, len(prompts), together):
+        part = prompts[first : first + together]
+        share = -(-len(part) // axis.size)
+        rows = [Continuation(tokenizer, prompt, request.stops) for prompt in part[axis.rank * share :][:share]]
+        took = continue_batch(loaded, rows, request.max_tokens, request.sampling, tokenizer.size) if rows else Speed()
+        texts, took = _joined([row.finish() for row in rows], took, axis)
+        for prompt, text in zip(part, texts, strict=True):
+            write(prompt, text)
+        speed.add(took)
+    return speed
+
+
+def _joined(texts: list[str], speed: Speed, axis: Axis) -> tuple[list[str], Speed]:
+    """All data ranks' texts in order, and their speed together."""
+    if axis.size == 1:
+        return texts, speed
+    found = [None] * axis.size
+    dist.all_gather_object(found, (texts, speed), group=axis.group)
+    total = Speed()
+    for _, other in found:
+        total = total.beside(other)
+    return [text for part, _ in found for text in part], total
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file: one a line, or, if its name ends in .jsonl, an object with a "prompt" a line.
+
+    Raises:
+        ConfigError: it can't be read, is empty, or a line is no such object.
+    """
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts {path}: {getattr(error, 'strerror', None) or 'is not UTF-8'}; give a text file") from None
+    lines = lines[:-1] if lines[-1] == "" else lines
+    if not lines:
+        raise ConfigError(f"--prompts {path}: is empty; give one prompt a line")
+    if path.suffix != ".jsonl":
+        return lines
+    return [_prompt_of(line, f"--prompts {path}: line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _prompt_of(line: str, where: str) -> str:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError):
+        prompt = None
+    if not isinstance(prompt, str):
+        raise ConfigError(f'{where}: must be an object with a text "prompt", such as {{"prompt": "Once"}}')
+    return prompt
+
+
+def run(model: Path, prompts: list[str], request: Request, tensor: int, pipeline: int, plain: bool) -> None:
+    """The command: `plain`, the one prompt's text as it comes, else a JSON object a line; only rank 0 prints, speed on stderr."""
+
+    def show(text: str, end: str = "") -> None:
+        if grid.world.rank == 0:
+            print(text, end=end, flush=True)
+
+    with joined(tensor, pipeline) as grid:
+        loaded = load_model(model, grid=grid)
+        if plain:
+            speed = stream(loaded, prompts[0], request, show)
+            show("", end="\n")
+        else:
+            speed = continue_prompts(loaded, prompts, request, lambda prompt, text: show(_line(prompt, text), end="\n"))
+        if grid.world.rank == 0:
+            print(speed, file=sys.stderr)
+
+
+def _line(prompt: str, text: str) -> str:
+    return json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False)

@@ -1,30 +1,35 @@
-"""A trained model in one process, from a run directory, a checkpoint or an exported directory."""
+"""A trained model at work, from a run directory, a checkpoint or an exported directory: whole in one process, or divided over ranks."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from megatron_ngpt.checkpoint.catalogue import find_checkpoint
+from megatron_ngpt.checkpoint.catalogue import from_checkpoint
 from megatron_ngpt.checkpoint.dcp import load
 from megatron_ngpt.checkpoint.export import model_of_state
 from megatron_ngpt.checkpoint.exported import CONFIG, TOKENIZER, model_of, read_config
 from megatron_ngpt.checkpoint.initial import load_initial
 from megatron_ngpt.checkpoint.seal import read_state
+from megatron_ngpt.checkpoint.together import from_first_rank, together
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.data.tokenizer import Tokenizer
-from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.errors import CheckpointError, ConfigError
+from megatron_ngpt.inference.ranks import check_layout
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
+from megatron_ngpt.parallel.device import choose_device
+from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.shards import shards_of
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, ready to compute in fp32.
+    """A model, or this rank's part of it, ready to compute in fp32.
 
     Attributes:
-        module: from tokens int64 [B, T] (with `mask_documents`, tokens and document numbers) to logits [B, T, V].
+        module: from tokens int64 [B, T] (with `mask_documents`, tokens and document numbers) to logits [B, T, V]; on a pipeline
+            stage, that stage's layers.
         vocabulary: entries of the vocabulary, V.
         boundaries: the recipe's `data.document_boundaries`.
         tokenizer_path: where the SentencePiece model should be; None if none is known.
@@ -41,6 +46,11 @@ class LoadedModel:
         """Where the parameters are."""
         return next(self.module.parameters()).device
 
+    @property
+    def grid(self) -> RankGrid:
+        """The ranks that the model is divided over."""
+        return self.module.blueprint.grid
+
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer; a DataError or ConfigError if its file is not there."""
         if self.tokenizer_path is None:
@@ -48,43 +58,70 @@ class LoadedModel:
         return Tokenizer(str(self.tokenizer_path))
 
 
-def load_model(path: Path, mask_documents: bool | None = False) -> LoadedModel:
-    """The model at `path`, on the GPU if there is one.
+def load_model(path: Path, mask_documents: bool | None = False, grid: RankGrid | None = None) -> LoadedModel:
+    """The model at `path`, on the GPU if there is one (collective over the grid; each rank reads its part alone).
 
     Args:
-        path: a run directory (its newest complete checkpoint), a checkpoint directory or an exported directory.
+        path: a run directory (its newest good checkpoint), a checkpoint directory or an exported directory.
         mask_documents: the module keeps documents apart; None: as in training.
+        grid: the ranks that share the model; None: this process.
 
     Raises:
-        ConfigError: there is no model at `path`.
+        ConfigError: there is no model at `path`, or it does not divide over the grid.
         CheckpointError: there is one, and it is damaged.
     """
+    grid = grid or RankGrid()
     if (path / CONFIG).is_file():
-        return _load_exported(path, mask_documents)
-    return _load_checkpoint(find_checkpoint(path, "MODEL"), mask_documents)
+        return _load_exported(path, mask_documents, grid)
+    return from_checkpoint(path, "MODEL", lambda found: _load_checkpoint(found, mask_documents, grid))
 
 
-def _load_checkpoint(path: Path, mask_documents: bool | None) -> LoadedModel:
+def _load_checkpoint(path: Path, mask_documents: bool | None, grid: RankGrid) -> LoadedModel:
+    _check_same(path)
     state = read_state(path)
     boundaries, tokenizer = state["recipe"]["data"]["document_boundaries"], state.get("tokenizer")
-    module = _build(model_of_state(state), state["vocabulary"], _masks(mask_documents, boundaries))
+    module = _build(model_of_state(state), state["vocabulary"], _masks(mask_documents, boundaries), grid)
     load(path, shards_of(module))
     return LoadedModel(module, module.blueprint.model, state["vocabulary"], boundaries, Path(tokenizer) if tokenizer else None)
 
 
-def _load_exported(path: Path, mask_documents: bool | None) -> LoadedModel:
+def _load_exported(path: Path, mask_documents: bool | None, grid: RankGrid) -> LoadedModel:
     config = read_config(path, "MODEL")
     boundaries, tokenizer = config.get("document_boundaries", "ignore"), path / TOKENIZER
     model = model_of(config, "MODEL")
-    module = _build(model, model.vocab, _masks(mask_documents, boundaries))
+    module = _build(model, model.vocab, _masks(mask_documents, boundaries), grid)
     load_initial(path, shards_of(module), module.blueprint, key="MODEL")
     return LoadedModel(module, model, model.vocab, boundaries, tokenizer if tokenizer.is_file() else None)
+
+
+def _check_same(path: Path) -> None:
+    """A run that goes on may save and remove checkpoints just now, so that ranks find different ones."""
+    first = from_first_rank(lambda: path, "MODEL")
+
+    def compare() -> None:
+        if path != first:
+            raise CheckpointError(f"the newest checkpoint was {first} and then {path}; start again")
+
+    together(compare, "MODEL")
 
 
 def _masks(mask_documents: bool | None, boundaries: str) -> bool:
     return boundaries == "mask" if mask_documents is None else mask_documents
 
 
-def _build(model: Model, vocabulary: int, mask_documents: bool) -> Decoder:
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        return Decoder(Blueprint(model, vocabulary, mask_documents=mask_documents)).eval()
+def _build(model: Model, vocabulary: int, mask_documents: bool, grid: RankGrid) -> Decoder:
+    check_layout(model, grid)
+    blueprint = Blueprint(model, vocabulary, grid, mask_documents=mask_documents)
+    with choose_device():
+        return Decoder(blueprint, _stage(blueprint)).eval()
+
+
+def _stage(blueprint: Blueprint) -> slice:
+    """The layers of this rank's pipeline stage, divided as in training."""
+    axis = blueprint.grid.pipeline
+    if axis.size == 1:
+        return slice(None)
+    from megatron_ngpt.model.pipeline import head_cost, stage_bounds  # imports DeepSpeed
+
+    bounds = stage_bounds(blueprint.model.layers, axis.size, head_cost(blueprint.model, blueprint.vocabulary))
+    return slice(bounds[axis.rank], bounds[axis.rank + 1])

@@ -1,6 +1,7 @@
 """Grouped-query causal attention over the tensor ranks, heads divided among them. The two kinds differ in what is done to q and k."""
 
 import math
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,13 @@ from megatron_ngpt.model.rotary import Rotation, rotate
 from megatron_ngpt.model.scales import effective, scale_parameter
 from megatron_ngpt.parallel.linear import ColumnParallelLinear, RowParallelLinear, enter_region, leave_region
 from megatron_ngpt.sphere.geometry import inverse_norm
+
+
+class Past(Protocol):
+    """Keys and values of the tokens before these, which inference keeps."""
+
+    def attend(self, q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor, scale: float) -> torch.Tensor:
+        """Keep k and v, and let q see them and all that was kept before: [B, T, H, K]."""
 
 
 class Attention(nn.Module):
@@ -27,14 +35,20 @@ class Attention(nn.Module):
         self.o_proj = RowParallelLinear(model.heads * model.head_size, model.hidden, axis)
         self.softmax_scale = model.head_size**-0.5
 
-    def forward(self, h_BTD: torch.Tensor, rotation: Rotation, documents_BT: torch.Tensor | None = None) -> torch.Tensor:
-        """The attention's output [B, T, D]; `documents` masks attention across documents, `rotation` restarts positions there."""
+    def forward(
+        self, h_BTD: torch.Tensor, rotation: Rotation, documents_BT: torch.Tensor | None = None, past: Past | None = None
+    ) -> torch.Tensor:
+        """The attention's output [B, T, D]; `documents` masks attention across documents, `rotation` restarts positions there. With a
+        `past` the tokens follow those that it keeps."""
         x_BTD = enter_region(h_BTD.to(self.q_proj.weight.dtype), self.axis, self.sequence)
         q_BTHK = self.q_proj(x_BTD).unflatten(-1, (self.heads, self.head_size))
         k_BTGK = self.k_proj(x_BTD).unflatten(-1, (self.groups, self.head_size))
         v_BTGK = self.v_proj(x_BTD).unflatten(-1, (self.groups, self.head_size))
         q_BTHK, k_BTGK = self.position(q_BTHK, k_BTGK, *rotation)
-        a_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, self.softmax_scale, documents_BT)
+        if past is None:
+            a_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, self.softmax_scale, documents_BT)
+        else:
+            a_BTHK = past.attend(q_BTHK, k_BTGK, v_BTGK, self.softmax_scale)
         return leave_region(self.o_proj(a_BTHK.flatten(-2)), self.axis, self.sequence)
 
     def position(self, q_BTHK, k_BTGK, cos, sin) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from megatron_ngpt.model.attention import Attention, NormalizedAttention
+from megatron_ngpt.model.attention import Attention, NormalizedAttention, Past
 from megatron_ngpt.model.blueprint import Blueprint, name_parameters
 from megatron_ngpt.model.feed_forward import FeedForward, NormalizedFeedForward
 from megatron_ngpt.model.rotary import Rotation, rotation_of
@@ -36,7 +36,8 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """What both kinds share: a number, names, recomputation and compilation. A kind defines `step`."""
+    """What both kinds share: a number, names, recomputation and compilation. A kind defines `step`, which inference calls with
+    the `past` of each block."""
 
     def __init__(self, blueprint: Blueprint, number: int):
         super().__init__()
@@ -71,10 +72,13 @@ class NormalizedBlock(Block):
         self.mlp = NormalizedFeedForward(blueprint)
         self.move = {"lerp": lerp_step, "slerp": slerp_step}[blueprint.model.update]
 
-    def step(self, h_BTD: torch.Tensor, rotation: Rotation, documents_BT: torch.Tensor | None) -> torch.Tensor:
+    def step(
+        self, h_BTD: torch.Tensor, rotation: Rotation, documents_BT: torch.Tensor | None, past: Past | None = None
+    ) -> torch.Tensor:
         """One block on h [B, T, D], which is on the sphere before and after."""
         dtype = self.blueprint.residual_dtype
-        h_BTD = self.move(h_BTD, unit(self.self_attn(h_BTD, rotation, documents_BT)), self._rates(self.self_attn.alpha)).to(dtype)
+        attended = unit(self.self_attn(h_BTD, rotation, documents_BT, past))
+        h_BTD = self.move(h_BTD, attended, self._rates(self.self_attn.alpha)).to(dtype)
         return self.move(h_BTD, unit(self.mlp(h_BTD)), self._rates(self.mlp.alpha)).to(dtype)
 
     def _rates(self, alpha: nn.Parameter) -> torch.Tensor:
@@ -92,8 +96,10 @@ class BaselineBlock(Block):
         self.post_attention_layernorm = RMSNorm(blueprint)
         self.mlp = FeedForward(blueprint)
 
-    def step(self, h_BTD: torch.Tensor, rotation: Rotation, documents_BT: torch.Tensor | None) -> torch.Tensor:
+    def step(
+        self, h_BTD: torch.Tensor, rotation: Rotation, documents_BT: torch.Tensor | None, past: Past | None = None
+    ) -> torch.Tensor:
         """One block on h [B, T, D]."""
         dtype = self.blueprint.residual_dtype
-        h_BTD = (h_BTD + self.self_attn(self.input_layernorm(h_BTD), rotation, documents_BT)).to(dtype)
+        h_BTD = (h_BTD + self.self_attn(self.input_layernorm(h_BTD), rotation, documents_BT, past)).to(dtype)
         return (h_BTD + self.mlp(self.post_attention_layernorm(h_BTD))).to(dtype)

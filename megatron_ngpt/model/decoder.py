@@ -20,12 +20,12 @@ def layer_list(blueprint: Blueprint) -> list[Layer]:
 
 
 class Decoder(nn.Module):
-    """The whole network on every pipeline rank (there is one stage)."""
+    """The network as a plain module: all of it, or `part` of the layer list (inference over pipeline stages)."""
 
-    def __init__(self, blueprint: Blueprint):
+    def __init__(self, blueprint: Blueprint, part: slice = slice(None)):
         super().__init__()
         self.blueprint = blueprint
-        self.layers = nn.ModuleList(kind(*arguments) for kind, arguments in layer_list(blueprint))
+        self.layers = nn.ModuleList(kind(*arguments) for kind, arguments in layer_list(blueprint)[part])
         describe_parameters(self, blueprint)
 
     def forward(self, batch) -> torch.Tensor:

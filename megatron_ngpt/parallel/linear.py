@@ -52,7 +52,11 @@ class RowParallelLinear(nn.Module):
 def linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     """scale ∘ (W x) in the weight's dtype; without a scale, W x."""
     x = x.to(weight.dtype)
-    return F.linear(x, weight) if scale is None else ScaledLinear.apply(x, weight, scale)
+    if scale is None:
+        return F.linear(x, weight)
+    if not torch.is_grad_enabled() and x.numel() < x.shape[-1] ** 2:  # fewer tokens than inputs: scaling the outputs is the smaller pass
+        return (F.linear(x, weight) * scale).to(weight.dtype)
+    return ScaledLinear.apply(x, weight, scale)
 
 
 class ScaledLinear(torch.autograd.Function):

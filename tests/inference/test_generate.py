@@ -1,90 +1,222 @@
-"""`ngpt generate`: greedy and drawn continuations."""
+"""`ngpt generate`: cached, batched continuations are those of the module without a cache, and of transformers."""
 
+import json
 import sys
+from copy import copy
 from dataclasses import replace
 
 import pytest
 import torch
 
 from megatron_ngpt import cli
-from megatron_ngpt.inference.generate import choose, continue_text, continue_tokens
+from megatron_ngpt.inference.continuation import Continuation
+from megatron_ngpt.inference.generate import Request, Speed, continue_batch, continue_prompts, read_prompts, stream
 from megatron_ngpt.inference.load import load_model
+from megatron_ngpt.inference.sampling import Sampling, choose
+
+GREEDY = Sampling(temperature=0.0)
+PROMPTS = ["import os", "def main(argv):\n    return", "", "x", "parser.add_argument('--verbose', action="]
 
 
-def greedy(module, tokens, count, context):
-    """The likeliest token each time, from the whole module on the last `context` tokens."""
+def greedy(module, tokens, count):
+    """The likeliest token each time, from the whole module on all tokens."""
     tokens = list(tokens)
     for _ in range(count):
         with torch.no_grad():
-            tokens.append(int(module(torch.tensor([tokens[-context:]]))[0, -1].argmax()))
+            tokens.append(int(module(torch.tensor([tokens]))[0, -1].argmax()))
     return tokens
 
 
-def test_greedy_far_beyond_the_context(world):
+class Endless(Continuation):
+    """A row of chosen tokens that goes on after the end of a document; `given` as ids."""
+
+    def __init__(self, tokenizer, given):
+        super().__init__(tokenizer, "")
+        self.given = given
+
+    def add(self, token):
+        self.tokens.append(token)
+
+
+def written(loaded, world, prompts, count, sampling=GREEDY, entries=None):
+    """The ids that follow each list of ids."""
+    rows = [Endless(world.tokenizer, given) for given in prompts]
+    continue_batch(loaded, rows, count, sampling, entries or world.tokenizer.size)
+    return [row.tokens for row in rows]
+
+
+def texts(loaded, prompts, sampling, count=24, stops=(), batch=8):
+    found = []
+    continue_prompts(loaded, prompts, Request(count, sampling, list(stops), batch), lambda _, text: found.append(text))
+    return found
+
+
+def test_greedy_with_a_cache_far_beyond_the_context(world):
+    given = [[5, 6, 7], [(7 * i) % world.tokenizer.size for i in range(50)]]
+    for tokens in given:
+        assert tokens + written(load_model(world.run), world, [tokens], 40)[0] == greedy(world.module, tokens, 40)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, 1.0, seed=3), Sampling(1.5, 0.8, seed=4)], ids=["greedy", "drawn", "top p"])
+def test_each_row_of_a_batch_is_what_it_is_alone(world, sampling):
     loaded = load_model(world.run)
-    given, size = [5, 6, 7], world.tokenizer.size
-    written = continue_tokens(loaded, given, 40, 0.0, 1.0, seed=0, eos=-1, entries=size)
-    assert given + written == greedy(world.module, given, 40, context=16)
+    given = [world.tokenizer.encode(prompt).tolist() or [2] for prompt in PROMPTS]
+    assert len({len(tokens) for tokens in given}) > 3, "rows are meant to be ragged"
+    assert written(loaded, world, given, 20, sampling) == [written(loaded, world, [tokens], 20, sampling)[0] for tokens in given]
 
 
-def test_long_prompt_is_seen_through_the_last_tokens(world):
-    loaded = load_model(world.run)
-    given = [(7 * i) % world.tokenizer.size for i in range(50)]
-    assert continue_tokens(loaded, given, 3, 0.0, 1.0, 0, -1, world.tokenizer.size) == greedy(world.module, given, 3, 16)[50:]
+def test_rows_that_end_leave_the_others_as_they_are(world, monkeypatch):
+    """Rows end at different times, by the end of the document or a stop text, and are not computed any more."""
+    loaded, sampling, stops = load_model(world.run), Sampling(1.0, 1.0, seed=5), ["e", "(s"]
+    prompts = PROMPTS * 2 + ["while True:", "class A", "return self."]
+    alone = [texts(loaded, [prompt], sampling, 40, stops)[0] for prompt in prompts]
+    assert len({len(text) for text in alone}) > 3
+    widths = []
+    from megatron_ngpt.inference.cache import KeyValueCache
+
+    extend = KeyValueCache.extend
+    monkeypatch.setattr(KeyValueCache, "extend", lambda cache, tokens: widths.append(len(cache.lengths)) or extend(cache, tokens))
+    assert texts(loaded, prompts, sampling, 40, stops, batch=len(prompts)) == alone
+    assert widths[0] == len(prompts) and widths == sorted(widths, reverse=True) and widths[-1] < len(prompts)
+    assert texts(loaded, prompts, sampling, 40, stops, batch=2) == alone
 
 
-def test_end_of_document_ends_it(world):
-    loaded = load_model(world.run)
-    free = continue_tokens(loaded, [5], 20, 1.0, 1.0, seed=3, eos=-1, entries=world.tokenizer.size)
-    eos = free[7]
-    assert continue_tokens(loaded, [5], 20, 1.0, 1.0, seed=3, eos=eos, entries=world.tokenizer.size) == free[: free.index(eos)]
+def test_the_end_of_the_document_ends_it(world):
+    loaded, sampling = load_model(world.run), Sampling(1.0, 1.0, seed=3)
+    free = written(loaded, world, [[5]], 20, sampling)[0]
+    tokenizer = copy(world.tokenizer)
+    tokenizer.eos_id = free[7]
+    row = Continuation(tokenizer, "x")
+    row.given = [5]
+    continue_batch(loaded, [row], 20, sampling, tokenizer.size)
+    assert row.ended and row.tokens == free[: free.index(free[7])]
 
 
 def test_ids_without_a_piece_are_never_chosen(world):
-    assert max(continue_tokens(load_model(world.run), [5], 30, 2.0, 1.0, seed=0, eos=-1, entries=10)) < 10
+    assert max(written(load_model(world.run), world, [[5]], 30, Sampling(2.0, 1.0), entries=10)[0]) < 10
+
+
+@pytest.mark.parametrize("arch", ["gpt", "ngpt"])
+def test_greedy_equals_transformers_on_the_export(tmp_path, arch, world):
+    """A ragged batch, further than the context, against `generate` with its own cache."""
+    transformers = pytest.importorskip("transformers")
+    from megatron_ngpt.checkpoint.export import export
+    from tests.checkpoint.trained import make_model, save_run
+
+    save_run(tmp_path / "run", make_model(arch, vocabulary=world.tokenizer.size, seed=11), world.tokenizer.path)
+    export(tmp_path / "run", tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True, dtype=torch.float32)
+    given = [world.tokenizer.encode(prompt).tolist() or [2] for prompt in PROMPTS]
+    longest = max(map(len, given))
+    padded = torch.tensor([[0] * (longest - len(row)) + row for row in given])
+    seen = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in given])
+    out = theirs.generate(
+        padded, attention_mask=seen, max_new_tokens=40, min_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    assert longest + 40 > 3 * theirs.config.max_position_embeddings
+    assert written(load_model(tmp_path / "run"), world, given, 40) == out[:, longest:].tolist()
 
 
 def test_choose():
-    logits = torch.log(torch.tensor([0.1, 0.5, 0.15, 0.25]))
+    logits = torch.log(torch.tensor([[0.1, 0.5, 0.15, 0.25]]))
     generator = torch.Generator().manual_seed(0)
 
     def shares(temperature, top_p):
-        drawn = [choose(logits, temperature, top_p, generator) for _ in range(1000)]
+        drawn = [int(choose(logits, Sampling(temperature, top_p), [generator])) for _ in range(1000)]
         return [drawn.count(token) / 1000 for token in range(4)]
 
     assert shares(1.0, 1.0) == pytest.approx([0.1, 0.5, 0.15, 0.25], abs=0.06)
     assert shares(1.0, 0.7) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=0.06)
     assert shares(1.0, 0.0) == [0, 1, 0, 0]
+    assert shares(1e-300, 1.0) == [0, 1, 0, 0]
     squared = torch.tensor([0.1, 0.5, 0.15, 0.25]).square()
     assert shares(0.5, 1.0) == pytest.approx((squared / squared.sum()).tolist(), abs=0.06)
-    assert choose(logits, 0.0, 1.0, generator) == 1
+    assert choose(logits, GREEDY, [generator]).tolist() == [1]
+
+
+def test_rounding_does_not_reorder_what_is_drawn():
+    """Many tokens of almost the same probability: noise of the size of rounding must not change what a number picks."""
+    logits = torch.randn(1, 20_000, generator=torch.Generator().manual_seed(1)) * 1e-3
+    noisy = logits + 1e-6 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))
+
+    def drawn(logits):
+        generator = torch.Generator().manual_seed(0)
+        return [int(choose(logits, Sampling(1.0, 1.0), [generator])) for _ in range(100)]
+
+    assert drawn(logits) == drawn(noisy)
 
 
 def test_continuation_without_the_prompt(world):
     loaded = load_model(world.exported)
-    text = continue_text(loaded, "def main(", 12, 0.0, 1.0, 0)
     given = world.tokenizer.encode("def main(").tolist()
-    whole = world.tokenizer.decode(greedy(world.module, given, 12, 16))
-    assert whole == "def main(" + text
-    assert continue_text(loaded, "", 5, 0.0, 1.0, 0)
+    whole = world.tokenizer.decode(greedy(world.module, given, 12))
+    assert ["def main(" + text for text in texts(loaded, ["def main("], GREEDY, 12)] == [whole]
+    assert texts(loaded, [""], GREEDY, 5)[0]
 
 
 def test_missing_tokenizer_is_told(world):
     gone = replace(load_model(world.run), tokenizer_path=world.directory / "gone.model")
     with pytest.raises(cli.NgptError, match=r"gone\.model: No such file"):
-        continue_text(gone, "x", 1, 0.0, 1.0, 0)
+        stream(gone, "x", Request(1, GREEDY, []), print)
 
 
-def test_command(world, monkeypatch, capsys):
-    def ngpt(*options):
-        argv = ["ngpt", "generate", str(world.run), "--prompt", "import os", "--max_tokens", "9", *options]
-        monkeypatch.setattr(sys, "argv", argv)
-        assert cli.main() == 0
-        return capsys.readouterr().out
+def test_speed_of_ranks_beside_each_other():
+    assert str(Speed(10, 2.0, 30, 3.0).beside(Speed(20, 1.0, 50, 4.0))) == (
+        "prompt: 30 tokens, 15.0 tokens/s; generated: 80 tokens, 20.0 tokens/s"
+    )
+    assert str(Speed(10, 2.0)) == "prompt: 10 tokens, 5.0 tokens/s"
 
-    assert ngpt("--seed", "1") == ngpt("--seed", "1") != ngpt("--seed", "2")
-    loaded = load_model(world.run)
-    assert ngpt("--temperature", "0") == continue_text(loaded, "import os", 9, 0.0, 0.95, 0) + "\n"
-    monkeypatch.setattr(sys, "argv", ["ngpt", "generate", str(world.run), "--prompt", "x", "--temperature", "-1"])
-    assert cli.main() == 2
-    assert capsys.readouterr().err.startswith("ngpt generate: Invalid value for '--temperature'")
+
+@pytest.mark.parametrize(("name", "content", "said"), [
+    ("gone.txt", None, "No such file"),
+    ("empty.txt", "", "is empty"),
+    ("a.jsonl", '{"prompt": "a"}\nnot json', "line 2: must be an object with a text"),
+    ("b.jsonl", '{"prompt": 3}', "line 1: must be an object"),
+    ("c.txt", b"\xff", "is not UTF-8"),
+])
+def test_files_of_prompts_that_can_not_be_read(tmp_path, name, content, said):
+    if content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(cli.NgptError, match="^--prompts ") as error:
+        read_prompts(tmp_path / name)
+    assert said in str(error.value)
+
+
+@pytest.fixture
+def ngpt(world, monkeypatch, capsys):
+    """Runs `ngpt generate` on the run; returns (status, stdout, stderr)."""
+
+    def command(*options):
+        monkeypatch.setattr(sys, "argv", ["ngpt", "generate", str(world.run), "--max_tokens", "9", *options])
+        return cli.main(), *capsys.readouterr()
+
+    return command
+
+
+def test_command_for_one_prompt(world, ngpt):
+    status, out, err = ngpt("--prompt", "import os", "--temperature", "0")
+    assert status == 0 and out == texts(load_model(world.run), ["import os"], GREEDY, 9)[0] + "\n"
+    assert err.startswith("prompt: ") and "; generated: 8 tokens, " in err and err.endswith(" tokens/s\n")
+    assert ngpt("--prompt", "x", "--seed", "1")[1] == ngpt("--prompt", "x", "--seed", "1")[1] != ngpt("--prompt", "x", "--seed", "2")[1]
+
+
+def test_command_for_several_prompts(ngpt, tmp_path):
+    (tmp_path / "lines.txt").write_text("x\n\nimport os\n")
+    (tmp_path / "lines.jsonl").write_text('{"prompt": "a\\nb", "more": 1}\n')
+    options = ("--seed", "7", "--prompt", "y", "--prompts", str(tmp_path / "lines.txt"), "--batch_size", "3")
+    records = [json.loads(line) for line in ngpt(*options)[1].splitlines()]
+    assert [record["prompt"] for record in records] == ["y", "x", "", "import os"]
+    for record in records:
+        assert ngpt("--seed", "7", "--prompt", record["prompt"])[1] == record["text"] + "\n"
+    [record] = [json.loads(line) for line in ngpt("--prompts", str(tmp_path / "lines.jsonl"))[1].splitlines()]
+    assert list(record) == ["prompt", "text"] and record["prompt"] == "a\nb"
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (["--prompt", "x", "--temperature", "-1"], "ngpt generate: Invalid value for '--temperature'"),
+    ([], "--prompt: missing; give --prompt TEXT"),
+    (["--prompt", "x", "--tensor", "2"], "--tensor = 2, --pipeline = 1: their product 2 must divide the number of ranks, 1; start"),
+])
+def test_command_used_wrongly(ngpt, options, said):
+    status, out, err = ngpt(*options)
+    assert status == 2 and out == "" and err.startswith(said) and err.count("\n") == 1

@@ -1,0 +1,13 @@
+"""`python -m megatron_ngpt`: the command `ngpt`, for launchers that start a module on every rank.
+
+    torchrun --nproc_per_node 2 -m megatron_ngpt generate MODEL --prompt TEXT --tensor 2
+"""
+
+import sys
+
+from megatron_ngpt.cli import main
+
+if __name__ == "__main__":
+    # DeepSpeed's launcher adds --local_rank, and also says it in the environment, where it is read.
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith(("--local_rank=", "--local-rank="))]
+    sys.exit(main())

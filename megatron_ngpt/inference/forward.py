@@ -1,0 +1,56 @@
+"""A batch through the model, with or without a cache, whatever the layout."""
+
+import torch
+
+from megatron_ngpt.inference.cache import KeyValueCache
+from megatron_ngpt.inference.ranks import through_stages, whole_vocabulary
+from megatron_ngpt.model.blocks import Block
+from megatron_ngpt.model.decoder import Decoder
+from megatron_ngpt.model.ends import Head
+
+
+def pad(rows: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of tokens as one tensor int64 [B, T], zeros behind the shorter ones, and their lengths, int64 [B] on the CPU."""
+    counts = torch.tensor([len(row) for row in rows])
+    longest = int(counts.max())
+    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device), counts
+
+
+def extend(module: Decoder, cache: KeyValueCache, tokens_BT: torch.Tensor, counts: torch.Tensor) -> torch.Tensor | None:
+    """The hidden states [B, T, D] after the last block, on the ranks of the last stage; None on the others.
+
+    Each row's first `counts` tokens (int64 [B], on the CPU) follow those in the cache; what is behind them is padding.
+    """
+    rotation = cache.extend(tokens_BT.shape[1])
+
+    def run(state: torch.Tensor) -> torch.Tensor:
+        pasts = iter(cache.layers)
+        for layer in module.layers:
+            if isinstance(layer, Block):
+                state = layer.step(state, rotation, None, next(pasts))
+            elif not isinstance(layer, Head):
+                state = layer(state)
+        return state
+
+    h_BTD = through_stages(module, tokens_BT, run)
+    cache.settle(counts)
+    return h_BTD
+
+
+def next_logits(module: Decoder, h_BTD: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Logits [B, V] of the token after each row's last, from what `extend` returned on the ranks of the last stage."""
+    last = (counts - 1).to(h_BTD.device)
+    rows = torch.arange(len(counts), device=h_BTD.device)
+    return whole_vocabulary(module, module.layers[-1](h_BTD[rows, last].unsqueeze(1))[:, 0])
+
+
+def logits(module: Decoder, tokens_BT: torch.Tensor, documents_BT: torch.Tensor | None = None) -> torch.Tensor | None:
+    """Logits [B, T, V] of each tensor rank's vocabulary entries on the last stage, None on the others; documents are kept apart."""
+
+    def run(state: torch.Tensor) -> torch.Tensor:
+        state = state if documents_BT is None else (state, documents_BT)
+        for layer in module.layers:
+            state = layer(state)
+        return state[0] if isinstance(state, tuple) else state
+
+    return through_stages(module, tokens_BT, run)

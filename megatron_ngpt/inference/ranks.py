@@ -1,0 +1,100 @@
+"""The ranks that share a model at work: how they meet, what they may divide, and how a batch goes through their parts.
+
+Every rank runs the same program on the same text. Tensor ranks work on a layer together, pipeline stages hand hidden states on, and
+what the last stage finds is told to all that share the model, so that each knows the next tokens without asking.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from megatron_ngpt.config.place import read_place, variables
+from megatron_ngpt.config.recipe import Model
+from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.model.decoder import Decoder
+from megatron_ngpt.parallel.device import choose_device, start_process_group
+from megatron_ngpt.parallel.grid import RankGrid, make_grid
+from megatron_ngpt.parallel.regions import all_gather
+from megatron_ngpt.parallel.vocabulary import padded
+
+
+@contextmanager
+def joined(tensor: int = 1, pipeline: int = 1) -> Iterator[RankGrid]:
+    """The grid of the ranks that a launcher has started, together for as long as the context lasts; of this process without one.
+
+    Raises:
+        ConfigError: their number is no multiple of tensor · pipeline.
+    """
+    place = read_place(os.environ)
+    if place.world % (tensor * pipeline):
+        raise ConfigError(
+            f"--tensor = {tensor}, --pipeline = {pipeline}: their product {tensor * pipeline} must divide the number of ranks, "
+            f"{place.world}; start as many with torchrun --nproc_per_node {tensor * pipeline} -m megatron_ngpt ..."
+        )
+    if place.world == 1:
+        yield RankGrid()
+        return
+    os.environ.update(variables(place, os.environ))
+    with redirect_stdout(sys.stderr):  # DeepSpeed's log would stand among the results
+        start_process_group(choose_device())
+    yield make_grid(tensor, pipeline)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def check_layout(model: Model, grid: RankGrid) -> None:
+    """Refuse a grid over which the model does not divide, all problems at once."""
+    tensor, pipeline, problems = grid.tensor.size, grid.pipeline.size, []
+    cut = {"heads": model.heads, "kv_heads": model.groups, "ffn": model.ffn_size}
+    if any(size % tensor for size in cut.values()):
+        valid = [n for n in range(1, model.groups + 1) if all(size % n == 0 for size in cut.values())]
+        shown = ", ".join(f"{key} = {size}" for key, size in cut.items())
+        problems.append(f"--tensor = {tensor}: must divide the model's {shown}; valid are {', '.join(map(str, valid))}")
+    if pipeline > model.layers:
+        problems.append(f"--pipeline = {pipeline}: more stages than the model has layers; valid are 1 to {model.layers}")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def through_stages(module: Decoder, tokens_BT: torch.Tensor, run: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor | None:
+    """`run` on each pipeline stage in turn.
+
+    The first one's is given the tokens, each other one's the hidden states [B, T, D] that the one before returned. Returns what the
+    last one's returned, there, and None on the stages before it.
+    """
+    blueprint, axis = module.blueprint, module.blueprint.grid.pipeline
+    state = tokens_BT
+    if axis.rank > 0:
+        shape = (*tokens_BT.shape, blueprint.model.hidden)
+        state = torch.empty(shape, dtype=blueprint.residual_dtype, device=tokens_BT.device)
+        dist.recv(state, group=axis.group, group_src=axis.rank - 1)
+    state = run(state)
+    if axis.rank == axis.size - 1:
+        return state
+    dist.send(state.contiguous(), group=axis.group, group_dst=axis.rank + 1)
+    return None
+
+
+def from_last_stage(module: Decoder, found: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """What the first tensor rank of the last stage found, on every rank that shares the model; others may give None."""
+    grid = module.blueprint.grid
+    if grid.model.size == 1:
+        return found
+    device = next(module.parameters()).device
+    told = torch.empty(shape, dtype=dtype, device=device) if found is None else found.to(device, dtype).contiguous()
+    dist.broadcast(told, group=grid.model.group, group_src=(grid.pipeline.size - 1) * grid.tensor.size)
+    return told
+
+
+def whole_vocabulary(module: Decoder, logits: torch.Tensor) -> torch.Tensor:
+    """Logits [..., V] of the whole vocabulary, from each tensor rank's share of it."""
+    axis, vocabulary = module.blueprint.grid.tensor, module.blueprint.vocabulary
+    if axis.size == 1:
+        return logits
+    missing = padded(vocabulary, axis) // axis.size - logits.shape[-1]
+    return all_gather(F.pad(logits, (0, missing)), axis, -1)[..., :vocabulary]
