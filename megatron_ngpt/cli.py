@@ -1,14 +1,17 @@
 """The command `ngpt`. Each sub-command imports its room when it is called, so that `ngpt --help` and mistakes stay fast."""
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from megatron_ngpt.config.place import read_place
 from megatron_ngpt.config.reference import help_text
-from megatron_ngpt.errors import NgptError
+from megatron_ngpt.errors import ConfigError, NgptError
 
 app = typer.Typer(
     name="ngpt",
@@ -17,7 +20,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+checkpoint = typer.Typer(help="Look at the checkpoints of a run, and prove that they are whole.", rich_markup_mode=None)
+app.add_typer(checkpoint, name="checkpoint")
+CHECKPOINTS = typer.Argument(metavar="DIR", help="a run directory or one of its checkpoints")
 MODEL = typer.Argument(metavar="MODEL", help="a run directory (its newest checkpoint), a checkpoint or an exported directory")
+TENSOR = typer.Option(min=1, help="ranks that share every layer")
+PIPELINE = typer.Option(min=1, help="stages that the layers are divided over")
+WAIT_SECONDS = 2.0  # that a rank leaves after rank 0 has told a mistake
 TAKES_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -53,29 +62,87 @@ def evaluate(
     model: Annotated[Path, MODEL],
     data: Annotated[str, typer.Option(metavar="PREFIX", help="the dataset PREFIX.bin + PREFIX.idx; may be a glob")],
     context: Annotated[int | None, typer.Option(min=1, help="tokens a window predicts; default: the model's")] = None,
-    batches: Annotated[int | None, typer.Option(min=1, help="batches of 8 windows to read; default: the whole dataset")] = None,
+    batches: Annotated[int | None, typer.Option(min=1, help="batches of 8 windows; default: the whole dataset")] = None,
+    tensor: Annotated[int, TENSOR] = 1,
+    pipeline: Annotated[int, PIPELINE] = 1,
 ) -> None:
-    """Print one JSON object: the mean loss of a model on a dataset (nats a token), perplexity, tokens, context."""
+    """Print a model's loss, perplexity, tokens and context on a dataset, as one JSON object.
+
+    On several ranks (torchrun --nproc_per_node N -m megatron_ngpt evaluate ...) those beyond tensor · pipeline share the windows.
+    """
     from megatron_ngpt.inference.evaluate import evaluate
     from megatron_ngpt.inference.load import load_model
+    from megatron_ngpt.inference.ranks import joined
 
-    print(json.dumps(evaluate(load_model(model, mask_documents=None), data, context, batches)))
+    with joined(tensor, pipeline) as grid:
+        result = evaluate(load_model(model, mask_documents=None, grid=grid), data, context, batches)
+        if grid.world.rank == 0:
+            print(json.dumps(result))
 
 
 @app.command()
 def generate(
     model: Annotated[Path, MODEL],
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="what the model continues")],
+    prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="what the model continues; may be repeated")] = None,
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="a prompt a line, or {\"prompt\": ...} in FILE.jsonl")] = None,
     max_tokens: Annotated[int, typer.Option("--max_tokens", min=1, help="most tokens to write")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token")] = 0.8,
     top_p: Annotated[float, typer.Option("--top_p", min=0, max=1, help="choose among the likeliest that reach this")] = 0.95,
-    seed: Annotated[int, typer.Option(min=0, help="fixes what is drawn")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="fixes what is drawn, for each prompt alone")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="end before this text; may be repeated")] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="prompts continued together")] = 8,
+    tensor: Annotated[int, TENSOR] = 1,
+    pipeline: Annotated[int, PIPELINE] = 1,
 ) -> None:
-    """Print a continuation of the prompt, up to the end of the document."""
-    from megatron_ngpt.inference.generate import continue_text
-    from megatron_ngpt.inference.load import load_model
+    """Print a continuation of the prompt, as it is written, up to the end of the document.
 
-    print(continue_text(load_model(model), prompt, max_tokens, temperature, top_p, seed))
+    For several prompts, or those of a file, print a JSON object {"prompt", "text"} a line, in order. Tokens a second go to stderr.
+    On several ranks (torchrun --nproc_per_node N -m megatron_ngpt generate ...) those beyond tensor · pipeline share the prompts.
+    """
+    if not prompt and not prompts:
+        raise ConfigError("--prompt: missing; give --prompt TEXT, several of them, or --prompts FILE")
+    from megatron_ngpt.inference.generate import Request, read_prompts, run
+    from megatron_ngpt.inference.sampling import Sampling
+
+    given = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
+    request = Request(max_tokens, Sampling(temperature, top_p, seed), stop or [], batch_size)
+    run(model, given, request, tensor, pipeline, plain=len(given) == 1 and prompts is None)
+
+
+@app.command()
+def harness(
+    model: Annotated[Path, MODEL],
+    tasks: Annotated[list[str], typer.Option(metavar="NAME", help="a task or group of lm-eval; may be repeated")],
+    include_path: Annotated[Path | None, typer.Option("--include_path", metavar="DIR", help="task files of your own")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="first documents of each task only")] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="requests put through the model together")] = 8,
+    output: Annotated[Path | None, typer.Option(metavar="FILE.json", help="also write the results here")] = None,
+    tensor: Annotated[int, TENSOR] = 1,
+    pipeline: Annotated[int, PIPELINE] = 1,
+) -> None:
+    """Run tasks of lm-eval (the extra `eval`) on a model, and print its table of results.
+
+    On several ranks (torchrun --nproc_per_node N -m megatron_ngpt harness ...) those beyond tensor · pipeline share the documents.
+    """
+    from megatron_ngpt.inference.harness import run
+
+    run(model, tasks, include_path, limit, batch_size, output, tensor, pipeline)
+
+
+@checkpoint.command("list")
+def list_checkpoints(directory: Annotated[Path, CHECKPOINTS]) -> None:
+    """Print a table: step, tokens, time, size, the layout that wrote it, and whether every file is there."""
+    from megatron_ngpt.checkpoint.report import list_checkpoints, print_table
+
+    print_table(list_checkpoints(directory))
+
+
+@checkpoint.command("verify")
+def verify_checkpoints(directory: Annotated[Path, CHECKPOINTS]) -> None:
+    """Read every byte and compare it with the checksums that were written; exit status 1 and a line for each damaged file."""
+    from megatron_ngpt.checkpoint.report import verify_checkpoints
+
+    print("\n".join(verify_checkpoints(directory)))
 
 
 def main() -> int:
@@ -83,10 +150,24 @@ def main() -> int:
     try:
         return app(prog_name="ngpt", standalone_mode=False) or 0
     except NgptError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return _leave(str(error), error.exit_code)
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "ngpt"
-        print(f"{command}: {' '.join(error.format_message().split())} ({command} --help tells more)", file=sys.stderr)
-        return error.exit_code
+        return _leave(f"{command}: {' '.join(error.format_message().split())} ({command} --help tells more)", error.exit_code)
+
+
+def _leave(message: str, status: int) -> int:
+    """Rank 0 alone tells what is wrong. The others leave later: launchers end all ranks when the first one leaves."""
+    if _rank() == 0:
+        print(message, file=sys.stderr, flush=True)
+    else:
+        time.sleep(WAIT_SECONDS)
+    return status
+
+
+def _rank() -> int:
+    try:
+        return read_place(os.environ).rank
+    except ConfigError:  # what every rank tells, as none knows which it is
+        return 0
