@@ -11,7 +11,8 @@ class Continuation:
     """One prompt and what is written after it.
 
     It ends at the end-of-document token or where a stop text appears; neither is part of the text. `show`, if given, is called with
-    each new piece of text as soon as it is certain: whole characters, and nothing that may be the start of a stop text.
+    each new piece of text as soon as it is certain: whole characters, and nothing that may be the start of a stop text. The last `room`
+    tokens of the prompt are kept; 0: all.
 
     Attributes:
         given: the prompt's tokens; for an empty prompt the end-of-document token, after which documents start.
@@ -19,8 +20,15 @@ class Continuation:
         ended: nothing may follow.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: str, stops: list[str] | None = None, show: Callable[[str], None] | None = None):
-        self.given = tokenizer.encode(prompt).tolist() or [tokenizer.eos_id]
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: str,
+        stops: list[str] | None = None,
+        show: Callable[[str], None] | None = None,
+        room: int = 0,
+    ):
+        self.given = tokenizer.encode(prompt).tolist()[-room:] or [tokenizer.eos_id]
         self.tokens: list[int] = []
         self.ended = False
         self._tokenizer, self._stops, self._show = tokenizer, [stop for stop in stops or [] if stop], show

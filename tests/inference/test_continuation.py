@@ -75,3 +75,12 @@ def test_the_end_token_ends_it_and_is_no_text(tokenizer):
     row.add(tokenizer.encode("the sea").tolist()[-1])
     row.add(tokenizer.eos_id)
     assert row.ended and len(row.tokens) == 1
+
+
+def test_a_prompt_of_which_the_end_is_kept(tokenizer):
+    """What follows keeps its space, whatever the tokenizer does at the start of a text."""
+    row = Continuation(tokenizer, "the quick brown fox", room=3)
+    assert row.given == tokenizer.encode("the quick brown fox").tolist()[-3:]
+    for token in tokenizer.encode("the quick brown fox jumps").tolist()[len(tokenizer.encode("the quick brown fox")) :]:
+        row.add(token)
+    assert row.finish() == " jumps"

@@ -99,7 +99,8 @@ def test_ids_without_a_piece_are_never_chosen(world):
 @pytest.mark.parametrize("arch", ["gpt", "ngpt"])
 def test_greedy_equals_transformers_on_the_export(tmp_path, arch, world):
     """A ragged batch, further than the context, against `generate` with its own cache."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     from megatron_ngpt.checkpoint.export import export
     from tests.checkpoint.trained import make_model, save_run
 
@@ -177,7 +178,7 @@ def test_speed_of_ranks_beside_each_other():
 def test_files_of_prompts_that_can_not_be_read(tmp_path, name, content, said):
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(cli.NgptError, match="^--prompts ") as error:
+    with pytest.raises(cli.NgptError, match=r"^--prompts ") as error:
         read_prompts(tmp_path / name)
     assert said in str(error.value)
 

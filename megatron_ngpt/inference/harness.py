@@ -1,0 +1,207 @@
+"""`ngpt harness`: the tasks of lm-eval, EleutherAI's evaluation harness, on a model.
+
+lm-eval asks for three things: how likely a continuation is after a context, how likely a whole text is, and what the model writes.
+Continuations of the same context (the answers of a multiple choice) share one pass over it.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import track
+
+from megatron_ngpt.checkpoint.files import write_text
+from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.inference.continuation import Continuation
+from megatron_ngpt.inference.generate import continue_batch
+from megatron_ngpt.inference.likelihood import Scored, score
+from megatron_ngpt.inference.load import LoadedModel, load_model
+from megatron_ngpt.inference.ranks import joined
+from megatron_ngpt.inference.sampling import Sampling
+
+try:
+    from lm_eval import simple_evaluate
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.models.utils import normalize_gen_kwargs
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window, make_table
+except ModuleNotFoundError as error:
+    if error.name != "lm_eval":
+        raise
+    raise ConfigError("ngpt harness: lm-eval is not installed; pip install -e '.[eval]'") from None
+
+
+class HarnessModel(TemplateLM):
+    """A loaded model as lm-eval sees it. Data parallel ranks share the documents; ranks of one model work in step.
+
+    Args:
+        batch: requests that are put through the model together.
+    """
+
+    def __init__(self, loaded: LoadedModel, batch: int):
+        super().__init__()
+        self.loaded, self.batch = loaded, batch
+        self._tokenizer = loaded.tokenizer()
+        self._axis = loaded.grid.data
+        self._rank, self._world_size, self._device = self._axis.rank, self._axis.size, loaded.device
+
+    @property
+    def eot_token_id(self) -> int:
+        """What documents end, and so also begin, with."""
+        return self._tokenizer.eos_id
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the model was trained to see at once."""
+        return self.loaded.model.context
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        """The text's ids; the tokenizer adds no special ones."""
+        return self._tokenizer.encode(string).tolist()
+
+    def _loglikelihood_tokens(self, requests: list[tuple], disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
+        """(log-likelihood, whether it is the greedy continuation) of each (texts, context, continuation)."""
+        return self._score([(context, continuation) for _, context, continuation in requests])
+
+    def loglikelihood(self, requests: list, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """(log-likelihood, whether it is the greedy continuation) of each (context, continuation); no bar of lm-eval's own."""
+        return super().loglikelihood(requests, disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
+        """The log-likelihood of each whole text, in windows of the model's context that predict every token once."""
+        owners, pairs = [], []
+        for number, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0])
+            windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
+            for context, continuation in map(make_disjoint_window, windows):
+                owners.append(number)
+                pairs.append((context, continuation))
+        totals = [0.0] * len(requests)
+        for owner, answer in zip(owners, self._score(pairs), strict=True):
+            totals[owner] += answer.log_likelihood
+        return totals
+
+    def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
+        """What the model writes after each context, up to one of the request's `until` texts.
+
+        As everywhere in lm-eval, a context is cut on the left so that it and what is written fit the model's context.
+
+        Raises:
+            ConfigError: `max_gen_toks` leaves no room for a context.
+        """
+        texts: list[str] = [""] * len(requests)
+        for part, options in _alike(requests, self.batch):
+            room = self.max_length - options["max_gen_toks"]
+            if room < 1:
+                raise ConfigError(
+                    f"max_gen_toks = {options['max_gen_toks']}: leaves no room for a question in the model's context of "
+                    f"{self.max_length} tokens; set less in the task's generation_kwargs"
+                )
+            rows = [Continuation(self._tokenizer, requests[number].args[0], options["until"], room=room) for number in part]
+            temperature = options.get("temperature", 1.0) if options["do_sample"] else 0.0
+            sampling = Sampling(temperature, options.get("top_p", 1.0))
+            continue_batch(self.loaded, rows, options["max_gen_toks"], sampling, self._tokenizer.size)
+            for number, row in zip(part, rows, strict=True):
+                texts[number] = row.finish()
+        return texts
+
+    def _score(self, pairs: list[tuple[list[int], list[int]]]) -> list[Scored]:
+        """Scores in the order of the pairs; what is too long loses the left of its context, as everywhere in lm-eval."""
+        longest = max((len(then) for _, then in pairs), default=0)
+        if longest > self.max_length:
+            raise ConfigError(
+                f"--tasks: an answer of {longest} tokens is longer than the model's context of {self.max_length}; leave its task out"
+            )
+        fitting = [(context[-(self.max_length + 1 - len(then)) :], then) for context, then in pairs]
+        found = [Scored(0.0, True)] * len(pairs)  # what an answer of no tokens has
+        for part in _shown(list(_neighbours(fitting, self.batch)), "likelihoods"):
+            for number, answer in zip(part, score(self.loaded, [fitting[number] for number in part]), strict=True):
+                found[number] = answer
+        return found
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A number of each data rank, [ranks]."""
+        found = [torch.empty_like(tensor) for _ in range(self._axis.size)]
+        dist.all_gather(found, tensor, group=self._axis.group)
+        return torch.stack(found)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list | None:
+        """Every data rank's object, on rank `dst` of them."""
+        found = [None] * self._axis.size
+        dist.all_gather_object(found, obj, group=self._axis.group)
+        return found if self._axis.rank == dst else None
+
+    def barrier(self) -> None:
+        """Wait for all data ranks."""
+        dist.barrier(group=self._axis.group)
+
+
+def _neighbours(pairs: list[tuple[list[int], list[int]]], batch: int) -> Iterator[list[int]]:
+    """Numbers of pairs that go together, the longest first: those with the same context, and then those of the same length."""
+    order = [number for number, (_, then) in enumerate(pairs) if then]
+    order.sort(key=lambda number: (-len(pairs[number][0]), pairs[number][0], -len(pairs[number][1])))
+    for first in range(0, len(order), batch):
+        yield order[first : first + batch]
+
+
+def _alike(requests: list, batch: int) -> Iterator[tuple[list[int], dict]]:
+    """Numbers of requests with the same options, long contexts first, and the options."""
+    groups: dict[str, list[int]] = {}
+    for number, request in enumerate(requests):
+        groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+    parts = []
+    for key, numbers in groups.items():
+        numbers.sort(key=lambda number: -len(requests[number].args[0]))
+        options = normalize_gen_kwargs(json.loads(key))
+        parts += [(numbers[first : first + batch], options) for first in range(0, len(numbers), batch)]
+    yield from _shown(parts, "continuations")
+
+
+def _shown(parts: list, what: str):
+    """The parts, with a bar while a person is watching."""
+    console = Console(stderr=True)
+    quiet = not console.is_terminal or (dist.is_initialized() and dist.get_rank() > 0)
+    return track(parts, what, console=console, transient=True, disable=quiet)
+
+
+def run(
+    model: Path, tasks: list[str], include_path: Path | None, limit: int | None, batch: int, output: Path | None,
+    tensor: int, pipeline: int,
+) -> None:
+    """The command: rank 0 prints lm-eval's table of results, and writes them to `output`.
+
+    Raises:
+        ConfigError: no such task, or one that the model's context is too short for.
+    """
+    if include_path and not include_path.is_dir():
+        raise ConfigError(f"--include_path {include_path}: no such directory; give the one that holds your tasks' YAML files")
+    if output and not output.parent.is_dir():
+        raise ConfigError(f"--output {output}: no directory {output.parent}; make it, or choose another")
+    with joined(tensor, pipeline) as grid, redirect_stdout(sys.stderr):  # data sets tell what they do
+        manager = TaskManager(include_path=str(include_path) if include_path else None)
+        chosen = find_tasks(tasks, manager)
+        loaded = HarnessModel(load_model(model, grid=grid), batch)
+        results = simple_evaluate(loaded, tasks=chosen, task_manager=manager, limit=limit, batch_size=batch, log_samples=False)
+    if grid.world.rank > 0:
+        return
+    print(make_table(results))
+    if results.get("groups"):
+        print(make_table(results, "groups"))
+    if output:
+        write_text(output, json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False) + "\n")
+
+
+def find_tasks(names: list[str], manager: TaskManager) -> list[str]:
+    """The tasks and groups that names, or patterns such as `mmlu_*`, mean. Raises ConfigError for those that lm-eval does not know."""
+    found = {name: manager.match_tasks([name]) for name in names}
+    unknown = [name for name, tasks in found.items() if not tasks]
+    if unknown:
+        said = "lm-eval has no such task; `lm-eval ls tasks` lists its own, --include_path adds yours"
+        raise ConfigError(*(f"--tasks {name}: {said}" for name in unknown))
+    return list(dict.fromkeys(task for tasks in found.values() for task in tasks))

@@ -1,0 +1,251 @@
+"""lm-eval's tasks on a model, from files on this machine, against numbers worked out by hand from the module."""
+
+import json
+import math
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from megatron_ngpt import cli
+from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.inference.load import load_model
+from megatron_ngpt.parallel.grid import make_grid
+from tests.checkpoint.trained import make_model, save_run
+from tests.on_ranks import on_ranks
+
+CONTEXT = 48
+QUESTIONS = [
+    {"question": "import", "choices": [" os", " sys as _sys", " re", " shutil"], "answer": 1},
+    {"question": "def main(argv):\n    return", "choices": [" None", " argv", " True", " False"], "answer": 0},
+    {"question": "class HelpFormatter", "choices": ["(object):", "()", " x", "(object):\n    pass"], "answer": 3},
+    {"question": "parser.add_argument", "choices": ["(", "(a", "[0]", "=1"], "answer": 2},
+]
+TEXTS = ["if True:\n    return x", "import os as _os\n" * 12, "x"]
+COMMON = "dataset_path: json\ntest_split: test\ndataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}\n"
+TASKS = {
+    "tiny_choice": """
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: answer
+target_delimiter: ""
+metric_list: [{metric: acc}]
+""",
+    "tiny_text": """
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: bits_per_byte}, {metric: word_perplexity}]
+""",
+    "tiny_written": """
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{written}}"
+target_delimiter: ""
+generation_kwargs: {until: ["e", "\\n"], max_gen_toks: 12, do_sample: false}
+metric_list: [{metric: exact_match}]
+""",
+}
+
+
+def log_likelihoods(module, context, continuation):
+    """(sum of log-probabilities, greedy) of the ids of a continuation, from the whole module at once."""
+    with torch.no_grad():
+        logits = module(torch.tensor([context + continuation]))[0, len(context) - 1 : -1].double()
+    targets = torch.tensor(continuation)
+    found = torch.log_softmax(logits, -1).gather(1, targets.unsqueeze(1)).sum().item()
+    return found, bool((logits.argmax(-1) == targets).all())
+
+
+def pair_ids(tokenizer, context, continuation):
+    """Ids as lm-eval splits them: those of the whole, from where the context's own end."""
+    whole, start = tokenizer.encode(context + continuation).tolist(), len(tokenizer.encode(context))
+    return whole[:start], whole[start:]
+
+
+def rolling(module, tokenizer, text):
+    """The log-likelihood of a text, its first window after the end of a document, the last one as far right as possible."""
+    tokens, total = tokenizer.encode(text).tolist(), 0.0
+    for start in range(0, len(tokens), CONTEXT):
+        stop = min(start + CONTEXT, len(tokens))
+        before = [tokenizer.eos_id, *tokens[:start]][-(CONTEXT + 1 - (stop - start)) :]
+        total += log_likelihoods(module, before, tokens[start:stop])[0]
+    return total
+
+
+def written(module, tokenizer, question, stops=("e", "\n")):
+    """Twelve greedy tokens, up to a stop text or the end of the document."""
+    tokens, text = tokenizer.encode(question).tolist(), ""
+    for _ in range(12):
+        with torch.no_grad():
+            token = int(module(torch.tensor([tokens]))[0, -1, : tokenizer.size].argmax())
+        if token == tokenizer.eos_id:
+            break
+        tokens.append(token)
+        text = tokenizer.decode(tokens)[len(question) :]
+    return text[: min([text.find(stop) for stop in stops if stop in text], default=len(text))]
+
+
+@pytest.fixture(scope="module", params=["ngpt", "gpt"])
+def lab(request, world, tmp_path_factory):
+    """A run of a model with a longer context, and a directory of tasks and their data."""
+    directory = tmp_path_factory.mktemp("harness")
+    module = make_model(request.param, vocabulary=world.tokenizer.size, context=CONTEXT, seed=8)
+    save_run(directory / "run", module, world.tokenizer.path)
+    lines = [{**entry, "written": written(module, world.tokenizer, entry["question"])} for entry in QUESTIONS]
+    lines[0]["written"] += "x"  # three of four are right
+    for name, content in {"questions": lines, "texts": [{"text": text} for text in TEXTS]}.items():
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in content))
+    for name, task in TASKS.items():
+        data = directory / ("texts.jsonl" if name == "tiny_text" else "questions.jsonl")
+        head = COMMON.format(data=data, cache=directory / "cache")
+        (directory / f"{name}.yaml").write_text(f"task: {name}\n{head}{task}")
+    return SimpleNamespace(directory=directory, run=directory / "run", module=module, tokenizer=world.tokenizer)
+
+
+def harness_model(run, batch=3, grid=None):
+    from megatron_ngpt.inference.harness import HarnessModel
+
+    return HarnessModel(load_model(run, grid=grid), batch)
+
+
+def asked(*arguments):
+    return SimpleNamespace(args=arguments)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_likelihoods(lab, batch):
+    """Shared contexts, answers of different length, an empty context, one too long, and one that is greedy."""
+    pairs = [(entry["question"], choice) for entry in QUESTIONS for choice in entry["choices"]]
+    pairs += [("", "import os"), ("x " * 200, "yes"), ("trailing space ", "moved")]
+    found = harness_model(lab.run, batch).loglikelihood([asked(*pair) for pair in pairs])
+    for (context, continuation), (likelihood, greedy) in zip(pairs, found, strict=True):
+        spaces = len(context) - len(context.rstrip())  # which lm-eval counts to the continuation
+        before, then = pair_ids(lab.tokenizer, context.rstrip(), context[len(context) - spaces :] + continuation)
+        before = (before or [lab.tokenizer.eos_id])[-(CONTEXT + 1 - len(then)) :]
+        assert (pytest.approx(likelihood, abs=1e-4), greedy) == log_likelihoods(lab.module, before, then)
+
+
+def greedy_or_not(run, grid=None):
+    """What is said of five ids that are the likeliest each time, of the same with the last or the first one changed, and of none."""
+    model = harness_model(run, 8, grid)
+    context = model.tok_encode("import os")
+    module = load_model(run).module
+    ids = list(context)
+    for _ in range(5):
+        with torch.no_grad():
+            ids.append(int(module(torch.tensor([ids]))[0, -1].argmax()))
+    likeliest = ids[len(context) :]
+    answers = [likeliest, [*likeliest[:-1], likeliest[-1] ^ 1], [likeliest[0] ^ 1, *likeliest[1:]], likeliest[:1], []]
+    return [greedy for _, greedy in model._loglikelihood_tokens([(None, context, answer) for answer in answers])]
+
+
+def test_greedy_answers_are_known(lab):
+    assert greedy_or_not(lab.run) == [True, False, False, True, True]
+
+
+def test_likelihood_of_whole_texts(lab):
+    assert max(len(lab.tokenizer.encode(text)) for text in TEXTS) > 2 * CONTEXT
+    found = harness_model(lab.run).loglikelihood_rolling([asked(text) for text in [*TEXTS, ""]])
+    assert found == pytest.approx([rolling(lab.module, lab.tokenizer, text) for text in TEXTS] + [0.0], abs=1e-3)
+
+
+def test_continuations(lab):
+    """Requests with other options, and a context that is cut on the left so that the continuation fits."""
+    greedy, short = {"until": ["e", "\n"], "max_gen_toks": 12}, {"until": "(", "max_gen_toks": 12, "do_sample": False}
+    questions = [(entry["question"], options) for entry in QUESTIONS for options in (greedy, short)] + [("x " * 100, greedy)]
+    found = harness_model(lab.run).generate_until([asked(*question) for question in questions])
+    kept = lab.tokenizer.decode(lab.tokenizer.encode("x " * 100)[-(CONTEXT - 12) :])
+    wanted = [written(lab.module, lab.tokenizer, question, options["until"]) for question, options in questions[:-1]]
+    assert found == [*wanted, written(lab.module, lab.tokenizer, kept)]
+    options = {"do_sample": True, "max_gen_toks": 12}
+    drawn = [harness_model(lab.run).generate_until([asked("x", {**options, "temperature": t})])[0] for t in (1.0, 5.0)]
+    assert drawn[0] != drawn[1]
+    assert harness_model(lab.run).generate_until([asked("x", options)])[0] == drawn[0]
+
+
+@pytest.mark.parametrize("what", ["answer", "max_gen_toks"])
+def test_what_does_not_fit_the_context_is_refused(lab, what):
+    with pytest.raises(ConfigError, match=f"{what}.* context of {CONTEXT}"):
+        if what == "answer":
+            harness_model(lab.run).loglikelihood([asked("x", " y" * 200)])
+        else:
+            harness_model(lab.run).generate_until([asked("x", {"max_gen_toks": CONTEXT})])
+
+
+def measured(run, directory, grid=None):
+    """lm-eval's results of the three tasks, by name; on ranks that it gives none, None."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(directory), include_defaults=False)
+    results = simple_evaluate(harness_model(run, grid=grid), tasks=list(TASKS), task_manager=manager, bootstrap_iters=0)
+    return results and {
+        "choice": results["results"]["tiny_choice"]["acc,none"],
+        "text": results["results"]["tiny_text"]["bits_per_byte,none"],
+        "written": results["results"]["tiny_written"]["exact_match,none"],
+    }
+
+
+def by_hand(lab):
+    right = 0
+    for entry in QUESTIONS:
+        scores = [log_likelihoods(lab.module, *pair_ids(lab.tokenizer, entry["question"], choice))[0] for choice in entry["choices"]]
+        right += scores.index(max(scores)) == entry["answer"]
+    nats = -sum(rolling(lab.module, lab.tokenizer, text) for text in TEXTS)
+    size = sum(len(text.encode()) for text in TEXTS)
+    return {"choice": right / len(QUESTIONS), "text": pytest.approx(nats / size / math.log(2), rel=1e-5), "written": 0.75}
+
+
+def test_lm_evals_tasks(lab):
+    assert measured(lab.run, lab.directory) == by_hand(lab)
+
+
+def measured_on_ranks(run, directory, tensor, pipeline):
+    grid = make_grid(tensor, pipeline)
+    return greedy_or_not(run, grid), measured(run, directory, grid)
+
+
+@pytest.mark.parametrize(("ranks", "tensor", "pipeline"), [(4, 2, 1), (2, 1, 2)])
+def test_on_ranks_that_share_the_model_and_the_documents(lab, ranks, tensor, pipeline):
+    found = on_ranks(ranks, measured_on_ranks, lab.run, lab.directory, tensor, pipeline, seconds=200)
+    assert found[0][1] == by_hand(lab)
+    assert all(greedy == [True, False, False, True, True] for greedy, _ in found)
+
+
+def test_command(lab, monkeypatch, capsys, tmp_path):
+    options = ["--tasks", "tiny_choice", "--tasks", "tiny_wr*", "--include_path", str(lab.directory), "--output", str(tmp_path / "r.json")]
+    monkeypatch.setattr(sys, "argv", ["ngpt", "harness", str(lab.run), *options, "--limit", "3", "--batch_size", "2"])
+    monkeypatch.setattr("lm_eval.tasks.TaskManager.__init__.__defaults__", (None, None, False, None))  # its 14,000 tasks take seconds
+    assert cli.main() == 0
+    out = capsys.readouterr().out
+    assert out.startswith("|") and "|tiny_choice " in out and "|tiny_written" in out and "tiny_text" not in out
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert results["results"]["tiny_written"]["exact_match,none"] == pytest.approx(2 / 3)
+    monkeypatch.setattr(sys, "argv", ["ngpt", "harness", str(lab.run), *options, "--tasks", "nothing"])
+    assert cli.main() == 2
+    assert capsys.readouterr().err.startswith("--tasks nothing: lm-eval has no such task")
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (["--include_path", "gone"], "--include_path gone: no such directory"),
+    (["--output", "gone/r.json"], "--output gone/r.json: no directory gone"),
+])
+def test_paths_that_are_not_there(monkeypatch, capsys, tmp_path, options, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ngpt", "harness", "run", "--tasks", "x", *options])
+    assert cli.main() == 2
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_without_the_extra_it_says_what_to_install():
+    code = (
+        "import sys; sys.modules['lm_eval'] = None; sys.argv = ['ngpt', 'harness', 'run', '--tasks', 'x']\n"
+        "from megatron_ngpt.cli import main; sys.exit(main())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.strip().splitlines()[-1] == "ngpt harness: lm-eval is not installed; pip install -e '.[eval]'"
