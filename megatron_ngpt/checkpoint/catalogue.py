@@ -8,11 +8,13 @@ Imports no torch: looking is quick.
 """
 
 import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from megatron_ngpt.checkpoint.files import OBSOLETE, PARTIAL
 from megatron_ngpt.checkpoint.seal import STATE, read_state
 from megatron_ngpt.errors import CheckpointError, ConfigError, DamagedError
 
@@ -81,6 +83,8 @@ class Catalogue:
         if resume != "auto":
             return find_checkpoint(Path(resume), "checkpoint.resume"), []
         complete, damaged = self._sort()
+        if not complete and self._rescue():
+            complete, damaged = self._sort()
         if not complete:
             if damaged or self.set_aside():
                 raise CheckpointError("; ".join([*(problem for _, problem in damaged), f"no good checkpoint in {self.directory}"]))
@@ -94,6 +98,17 @@ class Catalogue:
     def _entries(self) -> list[Path]:
         return list(self.directory.iterdir()) if self.directory.is_dir() else []
 
+    def _rescue(self) -> bool:
+        """Give a complete checkpoint its name back: killed between the two moves with which one replaces another of the same step, a run
+        leaves both without it."""
+        for ending in (PARTIAL, OBSOLETE):
+            for path in self._entries():
+                final = path.with_name(path.name.removesuffix(ending))
+                if path.name.endswith(ending) and _NAME.fullmatch(final.name) and not final.exists() and _is_complete(path):
+                    os.rename(path, final)
+                    return True
+        return False
+
     def _sort(self) -> tuple[list[tuple[Path, dict]], list[tuple[Path, str]]]:
         complete, damaged = [], []
         for path in self.named():
@@ -102,6 +117,13 @@ class Catalogue:
             except DamagedError as error:
                 damaged.append((path, str(error)))
         return sorted(complete, key=lambda entry: (entry[1].get("serial", 0), entry[1]["step"])), damaged
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        return bool(read_state(path))
+    except CheckpointError:
+        return False
 
 
 def find_checkpoint(path: Path, key: str) -> Path:

@@ -16,7 +16,7 @@ from megatron_ngpt.parallel.shards import Shard
 
 WEIGHTS = "weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-CHUNK_BYTES = 4 << 20  # most of a stored chunk, which a reader takes whole: another layout reads at most so much besides its share
+CHUNK_BYTES = 1 << 20  # most of a stored chunk, which a reader takes whole: at the ends of its boxes it reads at most so much too much
 AS_GIVEN = {"flatten_state_dict": False, "flatten_sharded_tensors": False}
 
 
@@ -28,12 +28,19 @@ class Pieces:
     views: dict[torch.Size, torch.Tensor]
 
     def divided(self) -> "Pieces":
-        """The same, in views of whole rows and of at most `CHUNK_BYTES` (or of one row)."""
+        """The same, cut between rows into views of at most `CHUNK_BYTES` (or of one row).
+
+        All cuts are at multiples of one power of two of the tensor's rows, where most other layouts cut it too.
+        """
         views = {}
         for offset, view in self.views.items():
-            rows = max(1, CHUNK_BYTES * len(view) // max(1, view.nbytes))
-            for number, part in enumerate(view.split(rows)):
-                views[torch.Size((offset[0] + number * rows, *offset[1:]))] = part
+            fitting = CHUNK_BYTES * len(view) // view.nbytes
+            step = 1 << max(0, fitting.bit_length() - 1)
+            row, end = offset[0], offset[0] + len(view)
+            while row < end:
+                following = min(end, row - row % step + step)
+                views[torch.Size((row, *offset[1:]))] = view[row - offset[0] : following - offset[0]]
+                row = following
         return Pieces(self.shape, views)
 
 

@@ -4,7 +4,9 @@ import hashlib
 import io
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +20,8 @@ from torch.futures import Future
 from megatron_ngpt.checkpoint.files import remove
 from megatron_ngpt.checkpoint.seal import Chunks, check_chunk, read_checksums
 from megatron_ngpt.errors import DamagedError
+
+READERS = 4  # threads of a rank that read, check and unpack chunks
 
 
 @dataclass(frozen=True)
@@ -90,20 +94,20 @@ class Reader(FileSystemReader):
         for item in plan.items:
             stored = self.storage_data[item.storage_index]
             wanted.setdefault(stored.relative_path, {}).setdefault(stored.offset, []).append(item)
-        for name, chunks in sorted(wanted.items()):
-            try:
-                with open(self.path / name, "rb") as file:
-                    for _, items in sorted(chunks.items()):
-                        self._read_chunk(file, items, planner)
-            except FileNotFoundError:
-                raise DamagedError(f"{self.path} is not complete: {name} is missing") from None
+        with ThreadPoolExecutor(READERS) as pool:
+            for name, chunks in sorted(wanted.items()):
+                try:
+                    with open(self.path / name, "rb") as file:
+                        read = partial(self._read_chunk, file.fileno(), planner)
+                        self.bytes_read += sum(pool.map(read, [items for _, items in sorted(chunks.items())]))
+                except FileNotFoundError:
+                    raise DamagedError(f"{self.path} is not complete: {name} is missing") from None
         return _done(None)
 
-    def _read_chunk(self, file: io.BufferedReader, items: list[ReadItem], planner: LoadPlanner) -> None:
+    def _read_chunk(self, file: int, planner: LoadPlanner, items: list[ReadItem]) -> int:
+        """Check a chunk, and copy what the items want of it; returns its bytes."""
         stored = self.storage_data[items[0].storage_index]
-        file.seek(stored.offset)
-        content = file.read(stored.length)
-        self.bytes_read += len(content)
+        content = os.pread(file, stored.length, stored.offset)
         check_chunk(self.path / stored.relative_path, stored.offset, content, self._sha256[stored.relative_path, stored.offset])
         chunk = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         for item in items:
@@ -111,6 +115,7 @@ class Reader(FileSystemReader):
             region = tuple(slice(at, at + size) for at, size in zip(item.storage_offsets, item.lengths, strict=True))
             target.copy_(chunk[region])
             planner.commit_tensor(item, target)
+        return len(content)
 
 
 def _done(value) -> Future:

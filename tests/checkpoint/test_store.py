@@ -210,6 +210,58 @@ def test_killed_save_leaves_the_previous_one(tmp_path, run):
     assert names(store) == ["latest", "step-00000001", "step-00000002"]
 
 
+CALLS = ["mkdir", "rename", "replace", "fsync", "unlink", "rmdir"]
+
+
+def save_and_die_before(number, step, directory):
+    """Save step 1 and then `step`; SIGKILL instead of the `number`-th call that changes the disk, of those of the second save."""
+    shards, optimizer = build(ONE, 0)
+    fill(shards, optimizer, 3, step=1)
+    store = CheckpointStore(directory, keep=1, keep_every=0)
+    saved(store, 1, shards, optimizer)
+    left = [number]
+
+    def counted(original):
+        def call(*arguments, **options):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **options)
+
+        return call
+
+    for name in CALLS:
+        setattr(os, name, counted(getattr(os, name)))
+    saved(store, step, shards, optimizer)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("step", [2, 1], ids=["the next step", "the same step again"])
+def test_killed_before_any_change_of_the_disk(tmp_path, run, step):
+    """Wherever a save is cut off, the one before it or the new one is whole, and the next save leaves nothing else behind."""
+    number, newest = 0, []
+    while True:
+        number += 1
+        directory = tmp_path / str(number)
+        process = mp.get_context("forkserver").Process(target=save_and_die_before, args=(number, step, directory))
+        process.start()
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        store = CheckpointStore(directory, keep=1, keep_every=0)
+        found, _ = store.catalogue.find("auto")
+        check_readable(found)
+        newest.append(found.name)
+        store.tidy()
+        assert names(store) == ["latest", found.name]
+        _, shards, optimizer = run
+        saved(store, 3, shards, optimizer)
+        assert names(store) == ["latest", "step-00000003"]
+    assert number > 15
+    assert newest == sorted(newest) and set(newest) == {"step-00000001", f"step-{step:08}"}
+
+
 def test_leftovers_of_killed_work_go_with_the_next_save(run):
     store, shards, optimizer = run
     first = saved(store, 1, shards, optimizer)
