@@ -31,6 +31,11 @@ def parameters(model: Model, vocabulary: int) -> int:
     return 2 * _embedding(model, vocabulary) + _logit_scales(model, vocabulary) + model.layers * _block(model) + final_norm
 
 
+def checkpoint(model: Model, vocabulary: int) -> int:
+    """Bytes of a checkpoint: weights and two moments in fp32."""
+    return 12 * parameters(model, vocabulary)
+
+
 def memory(recipe: Recipe, choice: DeepSpeedChoice, vocabulary: int, world: int) -> Memory:
     """An estimate for the rank that needs most of `world`: persistent state exact to padding, activations roughly.
 

@@ -22,7 +22,7 @@ from megatron_ngpt.monitor.flops import flops_per_token
 from megatron_ngpt.monitor.monitor import Monitor
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.training.engine import Engine, StepResult
-from megatron_ngpt.training.preflight import Ready, summary
+from megatron_ngpt.training.preflight import Ready, space_warnings, summary
 from megatron_ngpt.training.resume import changes, check_continues, code_version, state_of
 from megatron_ngpt.training.schedule import learning_rate
 from megatron_ngpt.training.stop import StopRequest
@@ -48,7 +48,7 @@ class Trainer:
             self.store.tidy()
             write_text(self.output / "recipe.yaml", dump_recipe(self.recipe))
         self.monitor = Monitor(self.output, self.recipe.training.steps, self.step, self.grid.world.rank, console)
-        for line in (summary(ready), *notes):
+        for line in (summary(ready), *notes, *space_warnings(ready)):
             self.monitor.message(line)
 
     def train(self) -> None:

@@ -1,5 +1,6 @@
 """Everything about a run that can be refused, refused before torch and DeepSpeed are imported."""
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def preflight(recipe_path: str, overrides: list[str] | tuple[str, ...], ranks: i
 
 
 def summary(ready: Ready) -> str:
-    """One line: layout, parameters, memory a rank."""
+    """One line: layout, parameters, memory a rank, a checkpoint's size."""
     recipe, parallel = ready.recipe, ready.recipe.parallel
     count = size.parameters(recipe.model, ready.vocabulary)
     memory = size.memory(recipe, ready.deepspeed, ready.vocabulary, ready.ranks)
@@ -57,8 +58,15 @@ def summary(ready: Ready) -> str:
         f"gradient accumulation {accumulation}; {recipe.model.arch}, {count:,} parameters; "
         f"about {_gib(memory.device)}{host} a rank "
         f"(weights {_gib(memory.weights)}, gradients {_gib(memory.gradients)}, optimiser {_gib(memory.optimiser)}, "
-        f"activations {_gib(memory.activations)})"
+        f"activations {_gib(memory.activations)}); a checkpoint takes {_gib(size.checkpoint(recipe.model, ready.vocabulary))}"
     )
+
+
+def space_warnings(ready: Ready) -> list[str]:
+    """A line if not one more checkpoint of the model finds room: no reason to refuse a run that others may make room for."""
+    output = Path(ready.recipe.training.output)
+    free, needed = shutil.disk_usage(_nearest(output)).free, size.checkpoint(ready.recipe.model, ready.vocabulary)
+    return [f"warning: {_gib(free)} are free in {output}, and a checkpoint takes {_gib(needed)}"] if free < needed else []
 
 
 def _further_problems(recipe: Recipe, ranks: int) -> list[str]:
@@ -83,7 +91,7 @@ def _follows_from(line: str, reading: Reading) -> bool:
 def _output_problems(recipe: Recipe) -> list[str]:
     """Whether the run directory can be written: tried in it, or in the nearest directory above it that exists."""
     output = Path(recipe.training.output)
-    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    existing = _nearest(output)
     key = f"training.output = {recipe.training.output}"
     if not existing.is_dir():
         return [f"{key}: {existing} is a file; choose a directory that can be made or written"]
@@ -93,6 +101,11 @@ def _output_problems(recipe: Recipe) -> list[str]:
     except OSError as error:
         return [f"{key}: cannot write in {existing}: {error.strerror}; choose a directory that can be made or written"]
     return []
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest directory above it that exists."""
+    return next(found for found in (path, *path.absolute().parents) if found.exists())
 
 
 def _checkpoint_problems(recipe: Recipe) -> list[str]:

@@ -1,11 +1,14 @@
 """Checks beyond the recipe's own keys: the model to start from, the run directory, defaults that stand in for wrong keys."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
+from megatron_ngpt.config import size
 from megatron_ngpt.errors import ConfigError
-from megatron_ngpt.training.preflight import preflight
+from megatron_ngpt.training.preflight import preflight, space_warnings, summary
 
 SHAPE = {"model_type": "ngpt", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
          "intermediate_size": 128, "vocab_size": 200, "rope_theta": 10000.0, "update": "lerp"}
@@ -72,3 +75,12 @@ def test_a_fresh_run_may_say_never(good_recipe, tmp_path):
 def test_no_problem_is_invented_from_the_default_of_a_wrong_key(good_recipe):
     found = problems(str(good_recipe), ["--model.hidden=wide", "--model.heads=3", "--parallel.pipeline=5"], 5)
     assert [line.split(" = ")[0] for line in found] == ["model.hidden", "parallel.pipeline"]
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_told(good_recipe, monkeypatch):
+    ready = preflight(str(good_recipe), [], 1)
+    needed = size.checkpoint(ready.recipe.model, ready.vocabulary)
+    for free, lines in ((needed, 0), (needed - 1, 1)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert len(space_warnings(ready)) == lines
+    assert "a checkpoint takes" in summary(ready)
