@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from megatron_ngpt import cli
 from megatron_ngpt.checkpoint import export as export_module
 from megatron_ngpt.checkpoint.export import export, exported_blocks
+from megatron_ngpt.checkpoint.exported_tensors import write_tensors
 from megatron_ngpt.checkpoint.initial import load_initial
 from megatron_ngpt.checkpoint.seal import read_state
 from megatron_ngpt.checkpoint.store import CheckpointStore
@@ -262,26 +263,38 @@ def test_blocks_are_the_tensor(tmp_path, monkeypatch):
     assert whole.keys() == pieces.keys() and all(pieces[name].equal(tensor) for name, tensor in whole.items())
 
 
+@pytest.mark.parametrize("length", range(1, 9))
+def test_tensors_start_aligned_whatever_their_names(tmp_path, length):
+    file, tensor = tmp_path / "model.safetensors", torch.arange(6.0).view(2, 3)
+    write_tensors(file, {"x" * length: (2, 3)}, torch.float32, lambda _: tensor.split(1))
+    assert int.from_bytes(file.read_bytes()[:8], "little") % 8 == 0
+    assert load_file(file)["x" * length].equal(tensor)
+
+
 MEMORY = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from megatron_ngpt.checkpoint.export import export
 
+def most():
+    "Bytes this process has ever held; getrusage would begin with those of the process that started it."
+    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
 small, large = map(Path, sys.argv[1:])
 export(small, small / "exported")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = most()
 export(large, large / "exported", dtype="bfloat16")
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+print(most() - before)
 """
 
 
 def test_memory_does_not_grow_with_the_number_of_tensors(tmp_path):
-    """The largest tensor has 4 MB in fp32, as a small model's has; the large model has 20 times the layers."""
-    for name, layers in (("small", 1), ("large", 20)):
+    """The largest tensor has 4 MB; what grows, by up to some 40 MB at any number of layers, is what the allocator keeps."""
+    for name, layers in (("small", 1), ("large", 30)):
         save_run(tmp_path / name, make_model(layers=layers, hidden=256, ffn=4096))
     run = subprocess.run([sys.executable, "-c", MEMORY, tmp_path / "small", tmp_path / "large"], capture_output=True, text=True, check=True)
     size = (tmp_path / "large" / "exported" / "model.safetensors").stat().st_size
-    assert size > 120e6 and int(run.stdout) < 12e6
+    assert size > 200e6 and int(run.stdout) < 80e6
 
 
 def test_what_export_refuses(tmp_path):
