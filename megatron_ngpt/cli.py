@@ -51,7 +51,10 @@ def export(
     directory: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="a new or empty directory")],
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="of the exported tensors")] = "float32",
 ) -> None:
-    """Write a model as safetensors with config.json and its tokenizer; the gpt baseline reads as a LlamaForCausalLM."""
+    """Write a model as safetensors, with config.json and its tokenizer, as transformers loads them.
+
+    AutoModelForCausalLM reads the gpt baseline as a plain LlamaForCausalLM, and an nGPT with trust_remote_code=True, by code beside it.
+    """
     from megatron_ngpt.checkpoint.export import export
 
     export(model, directory, dtype)
