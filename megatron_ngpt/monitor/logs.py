@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -31,7 +31,8 @@ def configure_logging(output: Path, rank: int) -> Iterator[TextIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _flush()
     saved = {number: os.dup(number) for number in STANDARD_STREAMS}
-    with path.open("a", encoding="utf-8", buffering=1) as file, os.fdopen(os.dup(saved[1]), "w", buffering=1) as console:
+    file = path.open("a", encoding="utf-8", buffering=1)
+    with os.fdopen(os.dup(saved[1]), "w", buffering=1) as console:
         for number in STANDARD_STREAMS:
             os.dup2(file.fileno(), number)
         handler = _attach(file)
@@ -48,6 +49,8 @@ def configure_logging(output: Path, rank: int) -> Iterator[TextIO]:
             for number, copy in saved.items():
                 os.dup2(copy, number)
                 os.close(copy)
+            with suppress(OSError):  # what a full disk did not take is lost to the log, and is no reason to fail
+                file.close()
 
 
 def _attach(file: TextIO) -> logging.Handler:
@@ -62,6 +65,7 @@ def _attach(file: TextIO) -> logging.Handler:
 
 
 def _flush() -> None:
-    """Empty Python's own buffers before the descriptors under them change."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """Empty Python's own buffers before the descriptors under them change; on a full disk, as far as they go."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()

@@ -43,10 +43,7 @@ class Trainer:
         config = engine_config(self.recipe, ready.deepspeed, self.grid.data.size)
         self.engine = Engine(self.recipe, self.vocabulary, config, self.grid, device)
         self.step, notes = self._fill_weights(found, notes)
-        if self.grid.world.rank == 0:
-            self.code = code_version()
-            self.store.tidy()
-            write_text(self.output / "recipe.yaml", dump_recipe(self.recipe))
+        on_first_rank(self._settle, f"{self.output} could not be written")
         self.monitor = Monitor(self.output, self.recipe.training.steps, self.step, self.grid.world.rank, console)
         for line in (summary(ready), *notes, *space_warnings(ready)):
             self.monitor.message(line)
@@ -169,6 +166,12 @@ class Trainer:
         self.engine.renormaliser.renormalise()
         self.engine.publish()
         return 0, notes
+
+    def _settle(self) -> None:
+        """Rank 0's part of a start: the run directory tidy, and the recipe in it."""
+        self.code = code_version()
+        self.store.tidy()
+        write_text(self.output / "recipe.yaml", dump_recipe(self.recipe))
 
     def _save(self) -> None:
         """Begin a checkpoint of this step; one still under way is waited for first."""

@@ -67,3 +67,20 @@ def test_a_second_start_appends(tmp_path):
     run(tmp_path, "print('first')")
     _, text = run(tmp_path, "print('second')")
     assert text.index("first") < text.index("second")
+
+
+def test_a_full_disk_is_no_reason_to_fail(tmp_path):
+    done, text = run(
+        tmp_path,
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+        for number in range(100):
+            logging.getLogger("somewhere").info("message %d", number)
+        print("for the person", file=console)
+        """,
+        after="print('after the run')",
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert done.stdout.splitlines() == ["for the person", "after the run"]
+    assert len(text) <= 2000
