@@ -1,9 +1,12 @@
 """Checkpoints that look trained: unit vectors, scales that left their start, and the state that a run writes."""
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
+from megatron_ngpt.checkpoint.export import export
 from megatron_ngpt.checkpoint.store import CheckpointStore
 from megatron_ngpt.config.recipe import Data, Dataset, Model, Recipe, Training
 from megatron_ngpt.model.blueprint import Blueprint
@@ -41,3 +44,15 @@ def save_run(output: Path, module: Decoder, tokenizer: str | None = None, bounda
     store = CheckpointStore(output, 1, 0)
     store.save(3, shards_of(module), None, state)
     return store.wait().path
+
+
+def exported(tmp_path: Path, module: Decoder, name: str = "export", **options) -> tuple[Path, dict[str, torch.Tensor], dict]:
+    """(directory, tensors, config) of an export of the module."""
+    run = tmp_path / f"run of {name}"
+    save_run(run, module)
+    export(run, tmp_path / name, **options)
+    config = json.loads((tmp_path / name / "config.json").read_text())
+    tensors = {}
+    for file in (tmp_path / name).glob("*.safetensors"):
+        tensors |= load_file(file)
+    return tmp_path / name, tensors, config
