@@ -57,6 +57,7 @@ def test_empty_prompt(tokenizer):
     (["dog,"], " fox jumps over the lazy dog"),
     (["", "nowhere"], " fox jumps over the lazy dog"),
     ([" fox"], ""),
+    (["x", "f", "o"], " "),
 ])
 def test_stop_texts_end_it_and_are_never_shown(tokenizer, stops, left):
     text = " fox jumps over the lazy dog"

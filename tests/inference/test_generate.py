@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megatron_ngpt import cli
+from megatron_ngpt.inference.cache import KeyValueCache
 from megatron_ngpt.inference.continuation import Continuation
 from megatron_ngpt.inference.generate import Request, Speed, continue_batch, continue_prompts, read_prompts, stream
 from megatron_ngpt.inference.load import load_model
@@ -36,6 +37,18 @@ class Endless(Continuation):
 
     def add(self, token):
         self.tokens.append(token)
+
+
+class Ending(Endless):
+    """One that ends after `length` tokens."""
+
+    def __init__(self, tokenizer, given, length):
+        super().__init__(tokenizer, given)
+        self.length = length
+
+    def add(self, token):
+        super().add(token)
+        self.ended = len(self.tokens) == self.length
 
 
 def written(loaded, world, prompts, count, sampling=GREEDY, entries=None):
@@ -66,19 +79,23 @@ def test_each_row_of_a_batch_is_what_it_is_alone(world, sampling):
 
 
 def test_rows_that_end_leave_the_others_as_they_are(world, monkeypatch):
-    """Rows end at different times, by the end of the document or a stop text, and are not computed any more."""
-    loaded, sampling, stops = load_model(world.run), Sampling(1.0, 1.0, seed=5), ["e", "(s"]
-    prompts = PROMPTS * 2 + ["while True:", "class A", "return self."]
-    alone = [texts(loaded, [prompt], sampling, 40, stops)[0] for prompt in prompts]
-    assert len({len(text) for text in alone}) > 3
-    widths = []
-    from megatron_ngpt.inference.cache import KeyValueCache
-
-    extend = KeyValueCache.extend
+    """In any order; and what has ended is not computed any more."""
+    loaded, sampling, lengths = load_model(world.run), Sampling(1.0, 1.0, seed=5), [9, 1, 14, 3, 9]
+    given = [world.tokenizer.encode(prompt).tolist() or [2] for prompt in PROMPTS]
+    alone = [written(loaded, world, [tokens], 20, sampling)[0] for tokens in given]
+    widths, extend = [], KeyValueCache.extend
     monkeypatch.setattr(KeyValueCache, "extend", lambda cache, tokens: widths.append(len(cache.lengths)) or extend(cache, tokens))
-    assert texts(loaded, prompts, sampling, 40, stops, batch=len(prompts)) == alone
-    assert widths[0] == len(prompts) and widths == sorted(widths, reverse=True) and widths[-1] < len(prompts)
-    assert texts(loaded, prompts, sampling, 40, stops, batch=2) == alone
+    rows = [Ending(world.tokenizer, tokens, length) for tokens, length in zip(given, lengths, strict=True)]
+    speed = continue_batch(loaded, rows, 20, sampling, world.tokenizer.size)
+    assert [row.tokens for row in rows] == [tokens[:length] for tokens, length in zip(alone, lengths, strict=True)]
+    assert widths == [sum(length > step for length in lengths) for step in range(14)]
+    assert (speed.prompt_tokens, speed.tokens) == (sum(map(len, given)), sum(lengths) - len(lengths))
+
+
+def test_batches_of_any_size_write_the_same(world):
+    loaded, sampling, stops = load_model(world.run), Sampling(1.0, 1.0, seed=5), ["e", "(s"]
+    alone = [texts(loaded, [prompt], sampling, 40, stops)[0] for prompt in PROMPTS]
+    assert texts(loaded, PROMPTS, sampling, 40, stops, batch=2) == texts(loaded, PROMPTS, sampling, 40, stops) == alone
 
 
 def test_the_end_of_the_document_ends_it(world):
@@ -129,10 +146,9 @@ def test_choose():
     assert shares(1.0, 1.0) == pytest.approx([0.1, 0.5, 0.15, 0.25], abs=0.06)
     assert shares(1.0, 0.7) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=0.06)
     assert shares(1.0, 0.0) == [0, 1, 0, 0]
-    assert shares(1e-300, 1.0) == [0, 1, 0, 0]
     squared = torch.tensor([0.1, 0.5, 0.15, 0.25]).square()
     assert shares(0.5, 1.0) == pytest.approx((squared / squared.sum()).tolist(), abs=0.06)
-    assert choose(logits, GREEDY, [generator]).tolist() == [1]
+    assert choose(logits, GREEDY, [generator]).tolist() == choose(logits + 10, Sampling(1e-308), [generator]).tolist() == [1]
 
 
 def test_rounding_does_not_reorder_what_is_drawn():
