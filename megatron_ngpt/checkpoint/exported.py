@@ -18,7 +18,6 @@ TENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.model"
 ARCHITECTURES = {"ngpt": "ngpt", "gpt": "llama"}  # the recipe's name and config.json's model_type
-RMS_NORM_EPS = 1e-6
 
 _VALID = "valid is a directory that ngpt export wrote, or for the gpt baseline a LlamaForCausalLM with safetensors"
 _TURNED = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
@@ -66,7 +65,7 @@ def make_config(model: Model, vocabulary: int, dtype: str, eos: int | None, boun
     }
     if model.arch == "ngpt":
         return {**config, "architectures": ["NGPTForCausalLM"], "auto_map": _CODE, "update": model.update}
-    llama = {"architectures": ["LlamaForCausalLM"], "rms_norm_eps": RMS_NORM_EPS, "attention_bias": False, "mlp_bias": False}
+    llama = {"architectures": ["LlamaForCausalLM"], "rms_norm_eps": model.norm_eps, "attention_bias": False, "mlp_bias": False}
     return {**config, **llama}
 
 
@@ -114,6 +113,7 @@ def model_of(config: dict, key: str) -> Model:
             context=config["max_position_embeddings"],
             vocab=config["vocab_size"],
             rope_base=config["rope_theta"],
+            norm_eps=config["rms_norm_eps"],
             update=config["update"] if config["model_type"] == "ngpt" else "lerp",
         )
     except (KeyError, ValidationError) as error:
@@ -137,6 +137,8 @@ def differences(config: dict, model: Model, vocabulary: int | None, key: str) ->
     }
     if model.arch == "ngpt":
         recipe["update"] = ("model.update", model.update)
+    else:
+        recipe["rms_norm_eps"] = ("model.norm_eps", model.norm_eps)
     if vocabulary is None:
         del recipe["vocab_size"]
     return [
@@ -150,7 +152,7 @@ def _inexpressible(config: dict, key: str) -> list[str]:
     """A line for each entry that no recipe of that architecture can have."""
     fixed = {"hidden_act": "silu", "tie_word_embeddings": False, "rope_type": "default"}
     if config["model_type"] == "llama":
-        fixed |= {"rms_norm_eps": RMS_NORM_EPS, "attention_bias": False, "mlp_bias": False}
+        fixed |= {"attention_bias": False, "mlp_bias": False}
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     if isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
         fixed["head_dim"] = hidden // heads
@@ -168,6 +170,7 @@ def _plain(config: dict) -> dict:
     rope = rope if isinstance(rope, dict) else {}
     return {
         "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-6,
         **({"num_key_value_heads": config["num_attention_heads"]} if "num_attention_heads" in config else {}),
         **config,
         **({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}),

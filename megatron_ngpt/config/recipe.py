@@ -62,6 +62,7 @@ class Model(Section):
     context: Positive = Field(1024, description="tokens a sample trains on")
     vocab: Positive | None = Field(None, description="vocabulary entries; null = the tokenizer's")
     rope_base: float = Field(10000.0, gt=0, description="base of the rotary embedding's wavelengths")
+    norm_eps: float = Field(1e-6, gt=0, description="added to the mean square in the baseline's norms; nGPT has none")
     update: Literal["lerp", "slerp"] = Field("lerp", description="how a block moves the hidden state on the sphere")
     embedding_shard: Literal["vocab", "hidden"] = Field("vocab", description="how tensor ranks split the input embedding")
     scales: Scales = Field(Scales(), description="initial values of nGPT's learned scales")

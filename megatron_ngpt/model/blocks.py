@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, h_BTD: torch.Tensor) -> torch.Tensor:
         weight = shared_by_ranks(self.weight, self.blueprint)
-        return F.rms_norm(h_BTD.float(), h_BTD.shape[-1:], weight.float(), 1e-6)
+        return F.rms_norm(h_BTD.float(), h_BTD.shape[-1:], weight.float(), self.blueprint.model.norm_eps)
 
 
 class Block(nn.Module):

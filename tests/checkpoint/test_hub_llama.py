@@ -79,7 +79,7 @@ def test_configs_and_tensors_of_older_versions(tmp_path):
         ({"tie_word_embeddings": True}, "has tie_word_embeddings true, and model.arch: gpt always false"),
         ({"attention_bias": True}, "has attention_bias true, and model.arch: gpt always false"),
         ({"mlp_bias": True}, "has mlp_bias true, and model.arch: gpt always false"),
-        ({"rms_norm_eps": 1e-5}, "has rms_norm_eps 1e-05, and model.arch: gpt always 1e-06"),
+        ({"rms_norm_eps": 1e-5}, "has rms_norm_eps 1e-05, the recipe 1e-06; set model.norm_eps to match"),
         ({"hidden_act": "gelu"}, 'has hidden_act "gelu", and model.arch: gpt always "silu"'),
         ({"head_dim": 8}, "has head_dim 8, and model.arch: gpt always 6"),
         (
@@ -119,10 +119,10 @@ def test_what_cannot_be_read_is_refused(tmp_path, damage):
 def test_training_starts_from_it(corpus, in_repository, tmp_path, layout):
     """The first loss is the Llama's on the same batch, through the door that users take."""
     llama = make_llama(
-        tmp_path / "llama", hidden_size=80, num_hidden_layers=4, num_key_value_heads=4, intermediate_size=320, vocab_size=332,
+        tmp_path / "llama", hidden_size=80, num_hidden_layers=4, num_key_value_heads=4, intermediate_size=320, vocab_size=332, rms_norm_eps=0.01,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, max_shard_size="200KB",
     )  # fmt: skip
-    arguments = [str(corpus / "recipe.yaml"), "--model.arch=gpt", f"--checkpoint.initial={tmp_path / 'llama'}"]
+    arguments = [str(corpus / "recipe.yaml"), "--model.arch=gpt", "--model.norm_eps=0.01", f"--checkpoint.initial={tmp_path / 'llama'}"]
     show = ["show-batch", str(corpus / "recipe.yaml"), "--step", "1", "--output", str(tmp_path / "batch.npy")]
     subprocess.run([sys.executable, "-m", "data_tools", *show], check=True, cwd=REPOSITORY, capture_output=True)
     tokens = torch.from_numpy(np.load(tmp_path / "batch.npy").astype(np.int64))

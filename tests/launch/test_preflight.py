@@ -49,8 +49,8 @@ def test_a_llama_to_start_from_must_be_one_that_the_baseline_can_be(good_recipe,
     exported(**llama, rms_norm_eps=1e-5, tie_word_embeddings=True)
     found = problems(*baseline)
     assert len(found) == 2
-    assert "has tie_word_embeddings true, and model.arch: gpt always false" in found[0]
-    assert "has rms_norm_eps 1e-05, and model.arch: gpt always 1e-06" in found[1]
+    assert "has rms_norm_eps 1e-05, the recipe 1e-06; set model.norm_eps to match" in found[0]
+    assert "has tie_word_embeddings true, and model.arch: gpt always false" in found[1]
     found = problems(str(good_recipe), baseline[1][1:], 1)
     assert 'has model_type "llama", the recipe "ngpt"; set model.arch to match' in found[0]
 
