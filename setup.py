@@ -25,8 +25,9 @@ setup(
         "pyarrow",
     ],
     extras_require={
-        "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "matplotlib", "megatron-core==0.16.1"],
+        "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "matplotlib", "megatron-core==0.16.1", "lm-eval"],
         "study": ["scipy", "matplotlib"],
+        "eval": ["lm-eval"],
         "hf": ["transformers"],
     },
     entry_points={"console_scripts": ["ngpt=megatron_ngpt.cli:main"]},
