@@ -1,1 +1,1 @@
-"""Trained models at work in one process: evaluation on a dataset, continuation of a prompt."""
+"""Trained models at work, in one process or divided over ranks: evaluation, continuation of prompts, the tasks of lm-eval."""

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from megatron_ngpt.checkpoint.files import write_text
-from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.errors import ConfigError, DataError
 from megatron_ngpt.inference.continuation import Continuation
 from megatron_ngpt.inference.generate import continue_batch
 from megatron_ngpt.inference.likelihood import Scored, score
@@ -178,6 +178,7 @@ def run(
 
     Raises:
         ConfigError: no such task, or one that the model's context is too short for.
+        DataError: a task's data is neither on this machine nor within reach.
     """
     if include_path and not include_path.is_dir():
         raise ConfigError(f"--include_path {include_path}: no such directory; give the one that holds your tasks' YAML files")
@@ -187,7 +188,10 @@ def run(
         manager = TaskManager(include_path=str(include_path) if include_path else None)
         chosen = find_tasks(tasks, manager)
         loaded = HarnessModel(load_model(model, grid=grid), batch)
-        results = simple_evaluate(loaded, tasks=chosen, task_manager=manager, limit=limit, batch_size=batch, log_samples=False)
+        try:
+            results = simple_evaluate(loaded, tasks=chosen, task_manager=manager, limit=limit, batch_size=batch, log_samples=False)
+        except OSError as error:
+            raise DataError(f"--tasks {', '.join(tasks)}: a task's data could not be read: {str(error).splitlines()[0]}") from None
     if grid.world.rank > 0:
         return
     print(make_table(results))

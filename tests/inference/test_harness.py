@@ -222,10 +222,23 @@ def test_on_ranks_that_share_the_model_and_the_documents(lab, ranks, tensor, pip
     assert all(greedy == [True, False, False, True, True] for greedy, _ in found)
 
 
-def test_command(lab, monkeypatch, capsys, tmp_path):
+@pytest.fixture
+def own_tasks_alone(monkeypatch):
+    """Without lm-eval's own 14,000 tasks, which take seconds to find."""
+    monkeypatch.setattr("lm_eval.tasks.TaskManager.__init__.__defaults__", (None, None, False, None))
+
+
+def test_data_that_is_not_there(lab, own_tasks_alone, monkeypatch, capsys, tmp_path):
+    head = COMMON.format(data=tmp_path / "gone.jsonl", cache=tmp_path)
+    (tmp_path / "gone.yaml").write_text(f"task: gone\n{head}{TASKS['tiny_choice']}")
+    monkeypatch.setattr(sys, "argv", ["ngpt", "harness", str(lab.run), "--tasks", "gone", "--include_path", str(tmp_path)])
+    assert cli.main() == 2
+    assert "--tasks gone: a task's data could not be read: " in capsys.readouterr().err
+
+
+def test_command(lab, own_tasks_alone, monkeypatch, capsys, tmp_path):
     options = ["--tasks", "tiny_choice", "--tasks", "tiny_wr*", "--include_path", str(lab.directory), "--output", str(tmp_path / "r.json")]
     monkeypatch.setattr(sys, "argv", ["ngpt", "harness", str(lab.run), *options, "--limit", "3", "--batch_size", "2"])
-    monkeypatch.setattr("lm_eval.tasks.TaskManager.__init__.__defaults__", (None, None, False, None))  # its 14,000 tasks take seconds
     assert cli.main() == 0
     out = capsys.readouterr().out
     assert out.startswith("|") and "|tiny_choice " in out and "|tiny_written" in out and "tiny_text" not in out

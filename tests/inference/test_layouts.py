@@ -65,6 +65,13 @@ def test_every_layout_is_the_model(runs, layout):
         assert their_texts == written
 
 
+def test_hidden_states_in_bfloat16_pass_between_stages(world, tmp_path):
+    """Stages change nothing at all: even rounded, what they hand on is what one process goes on with."""
+    save_run(tmp_path / "run", make_model(vocabulary=world.tokenizer.size, residual_dtype="bfloat16"), world.tokenizer.path)
+    alone = evaluate(load_model(tmp_path / "run"), world.data), *texts(load_model(tmp_path / "run"))
+    assert on_ranks(2, work, 1, 2, tmp_path / "run", world.data) == [alone, alone]
+
+
 def refused(tensor: int, pipeline: int, model: Path, data: str) -> str | None:
     """What a rank is told."""
     try:
