@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from megatron_ngpt.checkpoint.catalogue import from_checkpoint
 from megatron_ngpt.checkpoint.dcp import StoredTensors
-from megatron_ngpt.checkpoint.exported import CONFIG, GENERATION, INDEX, TENSORS, effective_factor, is_turned, make_config
+from megatron_ngpt.checkpoint.exported import CONFIG, GENERATION, INDEX, TENSORS, TOKENIZER, effective_factor, is_turned, make_config
 from megatron_ngpt.checkpoint.exported_tensors import write_tensors
 from megatron_ngpt.checkpoint.files import PARTIAL, remove, sync_directory
 from megatron_ngpt.checkpoint.hub.code import MODEL, copy_code
@@ -32,7 +32,7 @@ def export(source: Path, directory: Path, dtype: str = "float32", shard_bytes: i
     Larger than `shard_bytes`, the tensors are divided over files with an index; one tensor is in memory at a time.
 
     Raises:
-        ConfigError: the source is no checkpoint, the tokenizer is gone, or there is something at `directory` already.
+        ConfigError: the source is no checkpoint, or there is something at `directory` already.
         CheckpointError: the source is damaged, or the directory cannot be written.
     """
     if (source / CONFIG).is_file():
@@ -53,7 +53,7 @@ def export(source: Path, directory: Path, dtype: str = "float32", shard_bytes: i
 def _fill(checkpoint: Path, directory: Path, dtype: str, shard_bytes: int) -> None:
     """Write everything of an export."""
     stored = StoredTensors(checkpoint)
-    state, model, tokenizer = stored.state, model_of_state(stored.state), tokenizer_of_state(stored.state)
+    state, model, tokenizer = stored.state, model_of_state(stored.state), tokenizer_of(checkpoint)
     remove(directory)
     directory.mkdir(parents=True)
     config = make_config(model, state["vocabulary"], dtype, tokenizer and tokenizer.eos_id, state["recipe"]["data"]["document_boundaries"])
@@ -75,9 +75,9 @@ def model_of_state(state: dict) -> Model:
         raise CheckpointError(f"the checkpoint's recipe cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def tokenizer_of_state(state: dict) -> Tokenizer | None:
-    """The tokenizer that a checkpoint was trained with, from where it lay then."""
-    return Tokenizer(state["tokenizer"]) if state.get("tokenizer") else None
+def tokenizer_of(checkpoint: Path) -> Tokenizer | None:
+    """The tokenizer that lies in a checkpoint."""
+    return Tokenizer(str(checkpoint / TOKENIZER)) if (checkpoint / TOKENIZER).is_file() else None
 
 
 def exported_blocks(stored: torch.Tensor, model: Model, name: str, dtype: torch.dtype) -> Iterator[torch.Tensor]:

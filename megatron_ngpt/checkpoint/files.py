@@ -9,10 +9,15 @@ OBSOLETE = ".obsolete"  # ends the name of a directory that is being removed
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put `text` at `path` durably and in one move: a reader sees the old file or the new one."""
+    """`write_bytes` of a text."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put `content` at `path` durably and in one move: a reader sees the old file or the new one."""
     temporary = path.with_name(path.name + PARTIAL)
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

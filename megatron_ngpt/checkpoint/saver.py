@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import AsyncStager
 
-from megatron_ngpt.checkpoint.files import PARTIAL, publish
+from megatron_ngpt.checkpoint.files import PARTIAL, publish, write_bytes
 from megatron_ngpt.checkpoint.pieces import AS_GIVEN, Pieces, SavePlanner, held_tensors
 from megatron_ngpt.checkpoint.seal import Chunks, seal
 from megatron_ngpt.checkpoint.storage import Writer
@@ -27,12 +27,14 @@ class Saved:
 
     Attributes:
         path: the checkpoint's directory.
+        step: what it is of.
         stall: seconds that the caller waited for the copy, and for the save before it.
         seconds: from the start of the save to its end.
         error: what kept it from being written; None if it is there.
     """
 
     path: Path
+    step: int
     stall: float
     seconds: float
     error: CheckpointError | None
@@ -84,6 +86,7 @@ class Saver:
         shards: dict[str, Shard],
         base_optimizer: torch.optim.Optimizer | None,
         state: dict,
+        attached: dict[str, bytes] | None = None,
         published: Callable[[], None] = lambda: None,
     ) -> None:
         """Begin to write a checkpoint directory (collective over the world); the save before it must be waited for.
@@ -92,12 +95,15 @@ class Saver:
 
         Args:
             state: what JSON can hold, `step` among it; rank 0's is written.
+            attached: contents of small files by their names; rank 0's are written.
             published: called on rank 0, in the thread, when the checkpoint has its name; may raise nothing.
         """
         began = time.perf_counter()
-        self._path, self._partial = path, path.with_name(path.name + PARTIAL)
+        self._path, self._partial, self._step = path, path.with_name(path.name + PARTIAL), state["step"]
 
         def close(checksums: dict[str, Chunks]) -> None:
+            for name, content in (attached or {}).items():
+                write_bytes(self._partial / name, content)
             seal(self._partial, state, checksums)
             publish(self._partial, path)
             published()
@@ -130,7 +136,8 @@ class Saver:
             if leads():
                 shutil.rmtree(self._partial, ignore_errors=True)
         self._future = None
-        return Saved(self._path, self._stall + time.perf_counter() - began, (self._ended or time.perf_counter()) - self._began, error)
+        stall, seconds = self._stall + time.perf_counter() - began, (self._ended or time.perf_counter()) - self._began
+        return Saved(self._path, self._step, stall, seconds, error)
 
     def _note_end(self, _: Future) -> None:
         self._ended = time.perf_counter()

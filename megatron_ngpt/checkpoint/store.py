@@ -30,14 +30,21 @@ class CheckpointStore:
         self.keep, self.keep_every = keep, keep_every
         self._saver = Saver()
 
-    def save(self, step: int, shards: dict[str, Shard], base_optimizer: torch.optim.Optimizer | None, state: dict) -> None:
-        """Begin to write the checkpoint of `step` (collective); returns when the shards are copied.
+    def save(
+        self,
+        step: int,
+        shards: dict[str, Shard],
+        base_optimizer: torch.optim.Optimizer | None,
+        state: dict,
+        attached: dict[str, bytes] | None = None,
+    ) -> None:
+        """Begin to write the checkpoint of `step` (collective), as `Saver.start`; returns when the shards are copied.
 
         When it is complete, `latest` moves to it, and those that need not stay are removed. If it fails, earlier ones are as they were.
         """
         path = self.catalogue.directory / checkpoint_name(step)
         numbered = {**state, "step": step, "serial": self._next_serial() if leads() else 0}
-        self._saver.start(path, shards, base_optimizer, numbered, self.tidy)
+        self._saver.start(path, shards, base_optimizer, numbered, attached, self.tidy)
 
     def finished(self) -> Saved | None:
         """The save under way if it is over, told once."""

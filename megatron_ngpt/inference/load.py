@@ -79,10 +79,10 @@ def load_model(path: Path, mask_documents: bool | None = False, grid: RankGrid |
 def _load_checkpoint(path: Path, mask_documents: bool | None, grid: RankGrid) -> LoadedModel:
     _check_same(path)
     state = read_state(path)
-    boundaries, tokenizer = state["recipe"]["data"]["document_boundaries"], state.get("tokenizer")
+    boundaries, tokenizer = state["recipe"]["data"]["document_boundaries"], path / TOKENIZER
     module = _build(model_of_state(state), state["vocabulary"], _masks(mask_documents, boundaries), grid)
     load(path, shards_of(module))
-    return LoadedModel(module, module.blueprint.model, state["vocabulary"], boundaries, Path(tokenizer) if tokenizer else None)
+    return LoadedModel(module, module.blueprint.model, state["vocabulary"], boundaries, tokenizer if tokenizer.is_file() else None)
 
 
 def _load_exported(path: Path, mask_documents: bool | None, grid: RankGrid) -> LoadedModel:

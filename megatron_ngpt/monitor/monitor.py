@@ -94,10 +94,11 @@ class Monitor:
         if self._writes:
             self._metrics.sync()
 
-    def note(self, text: str) -> None:
-        """A line for the log alone."""
+    def checkpoint(self, path: Path, step: int, seconds: float, stall: float) -> None:
+        """The checkpoint of `step` at `path` is complete: seconds that it took, and that training waited for it."""
         if self._writes:
-            log.info(text)
+            log.info("checkpoint %s complete after %.1f s; training waited %.2f s", path, seconds, stall)
+            self._board.scalars(step, {"checkpoint/seconds": seconds, "checkpoint/stall_seconds": stall})
 
     def close(self) -> None:
         """Write out everything; the run is over or has failed."""

@@ -8,6 +8,7 @@ from typing import TextIO
 import torch
 
 from megatron_ngpt.checkpoint.dcp import load
+from megatron_ngpt.checkpoint.exported import TOKENIZER
 from megatron_ngpt.checkpoint.files import write_text
 from megatron_ngpt.checkpoint.initial import load_initial
 from megatron_ngpt.checkpoint.saver import Saved
@@ -168,8 +169,9 @@ class Trainer:
         return 0, notes
 
     def _settle(self) -> None:
-        """Rank 0's part of a start: the run directory tidy, and the recipe in it."""
+        """Rank 0's part of a start: what every checkpoint will carry, the run directory tidy, and the recipe in it."""
         self.code = code_version()
+        self.tokenizer = Path(self.recipe.data.tokenizer).read_bytes()
         self.store.tidy()
         write_text(self.output / "recipe.yaml", dump_recipe(self.recipe))
 
@@ -177,10 +179,11 @@ class Trainer:
         """Begin a checkpoint of this step; one still under way is waited for first."""
         self._tell(self.store.wait())
         self.monitor.sync()
-        state = {}
+        state, attached = {"step": self.step}, {}
         if self.grid.world.rank == 0:
+            attached = {TOKENIZER: self.tokenizer}
             state = state_of(self.recipe, self.step, self.vocabulary, self.train_data.fingerprint, self.code)
-        self.store.save(self.step, self.engine.shards, self.engine.base, state)
+        self.store.save(self.step, self.engine.shards, self.engine.base, state, attached)
 
     def _complete_save(self) -> None:
         """Wait for the last checkpoint. Raises CheckpointError: it could not be written."""
@@ -194,7 +197,7 @@ class Trainer:
         if saved is None:
             return
         if saved.error is None:
-            self.monitor.note(f"checkpoint {saved.path} complete after {saved.seconds:.1f} s; training waited {saved.stall:.2f} s")
+            self.monitor.checkpoint(saved.path, saved.step, saved.seconds, saved.stall)
             return
         newest = self.store.catalogue.newest()
         good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"

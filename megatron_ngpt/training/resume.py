@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import megatron_ngpt
+from megatron_ngpt.checkpoint.exported import TOKENIZER
+from megatron_ngpt.checkpoint.seal import sha256
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.errors import ConfigError
 
@@ -28,7 +30,7 @@ def state_of(recipe: Recipe, step: int, vocabulary: int, fingerprint: str, code:
         "fingerprint": fingerprint,
         "recipe": recipe.model_dump(mode="json"),
         "vocabulary": vocabulary,
-        "tokenizer": str(Path(recipe.data.tokenizer).resolve()),
+        "tokenizer": recipe.data.tokenizer,
         "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
         "code": code,
         "packages": {name: version(name) for name in ("torch", "deepspeed")},
@@ -49,7 +51,7 @@ def code_version() -> str:
 
 
 def contradictions(state: dict, recipe: Recipe, vocabulary: int, fingerprint: str) -> list[str]:
-    """A line for each value of the recipe with which the checkpoint's run can't go on; both values are in it."""
+    """A line for each value of the recipe with which the run of a checkpoint's `state` can't go on; both values are in it."""
     problems = []
     old, new = state["recipe"], recipe.model_dump(mode="json")
     for key, value in new["model"].items():
@@ -57,11 +59,20 @@ def contradictions(state: dict, recipe: Recipe, vocabulary: int, fingerprint: st
             problems.append(_line(f"model.{key}", value, old["model"].get(key)))
     if new["training"]["global_batch"] != old["training"]["global_batch"]:  # the place in the data is steps · global_batch
         problems.append(_line("training.global_batch", new["training"]["global_batch"], old["training"]["global_batch"]))
+    trained, given = tokenizer_sha256(state), sha256(Path(new["data"]["tokenizer"]))
+    if trained not in (None, given):
+        shown = [f"{path} (SHA-256 {digest[:12]})" for path, digest in ((recipe.data.tokenizer, given), (state["tokenizer"], trained))]
+        problems.append(_line("data.tokenizer", *shown))
     if vocabulary != state["vocabulary"]:
         problems.append(_line("model.vocab", vocabulary, state["vocabulary"]))
     if fingerprint != state["fingerprint"]:
         problems.append(_data_line(old, new))
     return problems
+
+
+def tokenizer_sha256(state: dict) -> str | None:
+    """Of the tokenizer that lies in a checkpoint."""
+    return state["files"].get(TOKENIZER, {}).get("sha256")
 
 
 def check_continues(state: dict, recipe: Recipe, vocabulary: int, fingerprint: str) -> None:

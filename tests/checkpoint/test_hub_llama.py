@@ -119,7 +119,8 @@ def test_what_cannot_be_read_is_refused(tmp_path, damage):
 def test_training_starts_from_it(corpus, in_repository, tmp_path, layout):
     """The first loss is the Llama's on the same batch, through the door that users take."""
     llama = make_llama(
-        tmp_path / "llama", hidden_size=80, num_hidden_layers=4, num_key_value_heads=4, intermediate_size=320, vocab_size=332, rms_norm_eps=0.01,
+        tmp_path / "llama", hidden_size=80, num_hidden_layers=4, num_key_value_heads=4, intermediate_size=320, vocab_size=332,
+        rms_norm_eps=0.01,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, max_shard_size="200KB",
     )  # fmt: skip
     arguments = [str(corpus / "recipe.yaml"), "--model.arch=gpt", "--model.norm_eps=0.01", f"--checkpoint.initial={tmp_path / 'llama'}"]

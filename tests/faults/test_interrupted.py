@@ -1,10 +1,13 @@
 """Runs that are killed, stopped or fail go on as if nothing had happened, or stop with one clear line."""
 
+import hashlib
 import os
 import signal
 
 import pytest
+from sentencepiece import sentencepiece_model_pb2
 
+from megatron_ngpt.inference.load import load_model
 from tests.distributed.layouts import cut, zero
 from tests.distributed.ranks import Run, train
 from tests.faults.runs import lines, options, wait_for_step
@@ -69,3 +72,23 @@ def test_recipe_that_contradicts_the_checkpoint_is_refused_with_both_values(corp
     (tmp_path / "run.rank0").unlink()
     run = train(1, [recipe, "--training.steps=2", "--optimizer.lr=0.001"], tmp_path / "run")
     assert "optimizer.lr: 0.003 → 0.001" in run.console()
+
+
+def test_the_tokenizer_is_told_by_its_content_and_travels_with_the_checkpoint(corpus, tmp_path):
+    for ending in ("bin", "idx"):
+        (tmp_path / f"a.{ending}").symlink_to(corpus / f"a.{ending}")
+    content = (corpus / "tokenizer.model").read_bytes()
+    proto = sentencepiece_model_pb2.ModelProto.FromString(content)
+    proto.pieces[-1].score -= 1
+    for name, model in (("first", content), ("moved", content), ("other", proto.SerializeToString())):
+        (tmp_path / f"{name}.model").write_bytes(model)
+    data = [str(corpus / "recipe.yaml"), f"--data.train=[{{prefix: {tmp_path}/a}}]"]
+    train(1, [*data, f"--data.tokenizer={tmp_path}/first.model", "--training.steps=1"], tmp_path / "run")
+    (tmp_path / "first.model").unlink()
+    assert (tmp_path / "run" / "checkpoints" / "step-00000001" / "tokenizer.model").read_bytes() == content
+    run = Run(1, [*data, f"--data.tokenizer={tmp_path}/other.model", "--training.steps=2"], tmp_path / "run")
+    assert run.wait() == [2], run.story()
+    told = run.console().splitlines()[-1]
+    assert f"data.tokenizer = {tmp_path}/other.model (SHA-256 " in told and f"trained with {tmp_path}/first.model (SHA-256 " in told
+    train(1, [*data, f"--data.tokenizer={tmp_path}/moved.model", "--training.steps=2"], tmp_path / "run")
+    assert load_model(tmp_path / "run").tokenizer().sha256 == hashlib.sha256(content).hexdigest()

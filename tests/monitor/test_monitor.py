@@ -53,6 +53,14 @@ def scalars(folder, tag) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
+def test_checkpoints_go_to_tensorboard(tmp_path):
+    monitor = Monitor(tmp_path, 10, 0, 0, io.StringIO())
+    monitor.checkpoint(tmp_path / "step-00000004", 4, 2.5, 0.125)
+    monitor.close()
+    assert scalars(tmp_path, "checkpoint/seconds") == [(4, 2.5)]
+    assert scalars(tmp_path, "checkpoint/stall_seconds") == [(4, 0.125)]
+
+
 def lines(folder) -> list[dict]:
     """What stands in metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
