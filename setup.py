@@ -9,7 +9,7 @@ setup(
     packages=find_packages(include=["megatron_ngpt", "megatron_ngpt.*", "data_tools", "data_tools.*"]),
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.9",
+        "torch>=2.13",
         "deepspeed>=0.19.8",
         "numpy",
         "pydantic>=2",

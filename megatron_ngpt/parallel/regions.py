@@ -42,7 +42,7 @@ def reduce_vector(vector: torch.Tensor, axis: Axis, op: dist.ReduceOp = dist.Red
 def all_gather(x: torch.Tensor, axis: Axis, dim: int) -> torch.Tensor:
     """Every rank's slice, joined along `dim` in rank order."""
     gathered = x.new_empty((axis.size, *x.shape))
-    dist.all_gather_into_tensor(gathered.view(-1), x.contiguous().view(-1), group=axis.group)
+    dist.all_gather_single(gathered.view(-1), x.contiguous().view(-1), group=axis.group)
     return torch.cat(gathered.unbind(0), dim)
 
 
@@ -50,7 +50,7 @@ def reduce_scatter(x: torch.Tensor, axis: Axis, dim: int) -> torch.Tensor:
     """This rank's slice along `dim` of the sum over the axis."""
     pieces = torch.stack(x.chunk(axis.size, dim))
     own = torch.empty_like(pieces[0])
-    dist.reduce_scatter_tensor(own.view(-1), pieces.view(-1), group=axis.group)
+    dist.reduce_scatter_single(own.view(-1), pieces.view(-1), group=axis.group)
     return own
 
 
