@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 
 import pytest
 import torch
@@ -120,6 +121,30 @@ def test_find_by_path(run, tmp_path):
     (path / ".metadata").unlink()
     with pytest.raises(CheckpointError, match="is not complete"):
         find_checkpoint(path, "MODEL")
+
+
+def test_what_is_saved_is_what_was_there_when_it_began(run, monkeypatch):
+    """Training goes on while it is written, and so does the next save, in the same memory."""
+    store, shards, optimizer = run
+    may_write, original = threading.Event(), storage.Writer.write_data
+
+    def write_data(self, plan, planner):
+        may_write.wait(60)
+        return original(self, plan, planner)
+
+    monkeypatch.setattr(storage.Writer, "write_data", write_data)
+    store.save(1, shards, optimizer, {})
+    assert store.finished() is None
+    for shard in shards.values():
+        shard.master.add_(1)
+        shard.moment(optimizer, "exp_avg").add_(1)
+    may_write.set()
+    first = store.wait()
+    assert first.error is None and store.wait() is None
+    check_readable(first.path)
+    second = saved(store, 2, shards, optimizer)
+    with pytest.raises(AssertionError):
+        check_readable(second)
 
 
 def full_disk(monkeypatch, rank=0):
