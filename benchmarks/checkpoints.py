@@ -68,9 +68,7 @@ class Bench:
         tokens = np.random.default_rng(self.rank).integers(0, VOCABULARY, (1, MODEL["context"] + 1), dtype=np.int32)
         self.rows = Rows(tokens, [])
         self.saver = Saver()
-        self.step()
-        self.held = [view for held in held_tensors(engine.shards, engine.base).values() for view in held.views.values()]
-        self.bytes = sum(view.nbytes for view in self.held)
+        self.bytes = 3 * sum(view.nbytes for held in held_tensors(engine.shards, None).values() for view in held.views.values())
         self.times: dict[str, list[float]] = {}
 
     def step(self) -> None:
@@ -89,8 +87,6 @@ class Bench:
 
     def round(self) -> None:
         """Every way once; only one copy lies on the disk at a time, but for what is read back."""
-        from megatron_ngpt.checkpoint.dcp import load
-
         self.time("disk write", self._plain_write)
         self.time("torch.save", self._torch_save)
         self._clear("torch")
@@ -102,10 +98,16 @@ class Bench:
         self._clear("plain")
         self._cold()
         self.time("DeepSpeed load_checkpoint", lambda: self.engine.engine.load_checkpoint(str(self.folder / "deepspeed"), tag="one"))
-        self._cold()
-        self.time("resume", lambda: (load(self.folder / "ours", self.engine.shards, self.engine.base), self.engine.publish()))
+        self.resume("resume")
         if self.rank == 0:
             shutil.rmtree(self.folder / "deepspeed")
+
+    def resume(self, name: str) -> None:
+        """Our checkpoint into masters, moments and weights."""
+        from megatron_ngpt.checkpoint.dcp import load
+
+        self._cold()
+        self.time(name, lambda: (load(self.folder / "ours", self.engine.shards, self.engine.base), self.engine.publish()))
 
     def _asynchronous(self) -> None:
         for _ in range(2):
@@ -172,8 +174,8 @@ class ReadBytes(logging.Handler):
         _, self.read, self.share = record.args
 
 
-def on_rank(rank: int, stage: int, tensor: int, rounds: int, folder: str) -> None:
-    """One rank: the rounds, or, for tensor parallel ranks, the resuming alone; results to a JSON file."""
+def on_rank(rank: int, stage: int, tensor: int, rounds: int, folder: str, began: float) -> None:
+    """One rank: the rounds, or, for tensor parallel ranks, a restart `began` at that time; results to a JSON file."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29578")
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
     device = choose_device()
@@ -185,12 +187,14 @@ def on_rank(rank: int, stage: int, tensor: int, rounds: int, folder: str) -> Non
     dcp.log.addHandler(heard)
     start_process_group(device)
     bench = Bench(build_engine(stage, tensor, device), Path(folder))
-    for _ in range(rounds):
-        bench.round()
-    if not rounds:
-        bench._cold()
-        engine = bench.engine
-        bench.time("resume, tensor parallel", lambda: (dcp.load(Path(folder) / "ours", engine.shards, engine.base), engine.publish()))
+    if rounds:
+        bench.step()
+        for _ in range(rounds):
+            bench.round()
+    else:
+        bench.resume("resume, tensor parallel")
+        bench.step()
+        bench.times["restart to the end of the first step, tensor parallel"] = [time.time() - began]
     result = {"bytes": bench.bytes, "read": heard.read, "share": heard.share, "seconds": bench.times}
     (Path(folder) / f"result-{tensor}-{rank}.json").write_text(json.dumps(result))
     dist.barrier()
@@ -205,8 +209,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/checkpoints.json"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        torch.multiprocessing.spawn(on_rank, args=(1, 1, options.rounds, folder), nprocs=2)
-        torch.multiprocessing.spawn(on_rank, args=(0, 2, 0, folder), nprocs=2)
+        torch.multiprocessing.spawn(on_rank, args=(1, 1, options.rounds, folder, time.time()), nprocs=2)
+        torch.multiprocessing.spawn(on_rank, args=(0, 2, 0, folder, time.time()), nprocs=2)
         results = {
             name: [json.loads((Path(folder) / f"result-{tensor}-{rank}.json").read_text()) for rank in range(2)]
             for name, tensor in (("ZeRO-1 on 2", 1), ("tensor parallel 2", 2))
@@ -224,7 +228,7 @@ def table(result: dict) -> str:
     lines = [f"{total / 1e9:.2f} GB in two files", "", "| | s | GB/s | / synchronous save |", "| --- | --- | --- | --- |"]
     for name, times in seconds.items():
         middle = statistics.median(times)
-        rate = "–" if "step" in name or "stall" in name else f"{total / 1e9 / middle:.2f}"
+        rate = "–" if "step" in name or "stall" in name or "restart" in name else f"{total / 1e9 / middle:.2f}"
         lines.append(f"| {name} | {middle:.2f} | {rate} | {middle / sync:.2f} |")
     lines.append("")
     lines.append(f"first stall of a run: {first['seconds']['asynchronous stall'][0]:.2f} s")

@@ -59,7 +59,7 @@ class Trainer:
         try:
             self._train()
         finally:
-            self.store.wait()  # a save under way is worth having, whatever ended the run
+            self._tell(self.store.wait())  # a save under way is worth having, whatever ended the run
             self.monitor.close()
 
     def _train(self) -> None:

@@ -1,9 +1,13 @@
 """A checkpoint of any layout is read bit for bit by any other, weights and moments."""
 
+from unittest.mock import patch
+
 import pytest
 
+from megatron_ngpt.checkpoint import dcp
 from megatron_ngpt.checkpoint.dcp import StoredTensors, load
 from megatron_ngpt.checkpoint.saver import save
+from megatron_ngpt.checkpoint.storage import Reader
 from megatron_ngpt.errors import CheckpointError
 from tests.checkpoint.layouts import MODEL, Layout, build, differences, fill, run_ranks
 
@@ -96,3 +100,32 @@ def test_other_shape_is_refused_on_every_rank_with_both_values(saved):
     messages = run_ranks(2, refused_worker, narrow, saved["pipeline 2"])
     assert messages[0] == messages[1]
     assert "[12, 8] in it, [10, 8] in the model" in messages[0]
+
+
+WIDE = MODEL.model_copy(update={"layers": 1, "hidden": 256, "ffn": 8192})  # matrices of 8 MB: several chunks each
+
+
+def read_worker(rank, layout, paths):
+    """(bytes read, bytes of the share) for each checkpoint."""
+    shards, optimizer = build(layout, rank)
+    share = 3 * 4 * sum(box.values.numel() for shard in shards.values() for box in shard.boxes(shard.master))
+    found = []
+    for path in paths:
+        with patch.object(dcp, "Reader", wraps=dcp.Reader) as made:
+            readers = []
+            made.side_effect = lambda path, readers=readers: readers.append(Reader(path)) or readers[0]
+            load(path, shards, optimizer)
+        found.append((readers[0].bytes_read, share))
+    return found
+
+
+def test_a_rank_reads_its_share_and_no_more_than_chunks_at_its_ends(tmp_path):
+    sources = {"one": Layout(model=WIDE), "three": Layout(data=3, partition=True, model=WIDE)}
+    for name, layout in sources.items():
+        run_ranks(layout.ranks, save_worker, layout, tmp_path / name)
+    targets = [Layout(tensor=2, model=WIDE), Layout(data=2, partition=True, model=WIDE), Layout(tensor=2, data=2, partition=True, model=WIDE)]
+    for target in targets:
+        for of_rank in run_ranks(target.ranks, read_worker, target, [tmp_path / name for name in sources]):
+            for read, share in of_rank:
+                # Of the weights and both moments, a chunk at either end of what ZeRO gave it; each chunk has a header of a kilobyte.
+                assert share <= read <= 1.005 * share + 3 * 2 * 2**20
