@@ -123,8 +123,8 @@ def test_a_rank_reads_its_share_and_no_more_than_chunks_at_its_ends(tmp_path):
     sources = {"one": Layout(model=WIDE), "three": Layout(data=3, partition=True, model=WIDE)}
     for name, layout in sources.items():
         run_ranks(layout.ranks, save_worker, layout, tmp_path / name)
-    targets = [Layout(tensor=2, model=WIDE), Layout(data=2, partition=True, model=WIDE), Layout(tensor=2, data=2, partition=True, model=WIDE)]
-    for target in targets:
+    for keys in ({"tensor": 2}, {"data": 2, "partition": True}, {"tensor": 2, "data": 2, "partition": True}):
+        target = Layout(model=WIDE, **keys)
         for of_rank in run_ranks(target.ranks, read_worker, target, [tmp_path / name for name in sources]):
             for read, share in of_rank:
                 # Of the weights and both moments, a chunk at either end of what ZeRO gave it; each chunk has a header of a kilobyte.
