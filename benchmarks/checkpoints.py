@@ -87,12 +87,12 @@ class Bench:
 
     def round(self) -> None:
         """Every way once; only one copy lies on the disk at a time, but for what is read back."""
+        self._asynchronous()
         self.time("disk write", self._plain_write)
         self.time("torch.save", self._torch_save)
         self._clear("torch")
         self.time("DeepSpeed save_checkpoint", lambda: self.engine.engine.save_checkpoint(str(self.folder / "deepspeed"), tag="one"))
         self.time("synchronous", lambda: (self._start(), self._wait()))
-        self._asynchronous()
         self._cold()
         self.time("disk read", self._plain_read)
         self._clear("plain")
@@ -188,6 +188,7 @@ def on_rank(rank: int, stage: int, tensor: int, rounds: int, folder: str, began:
     start_process_group(device)
     bench = Bench(build_engine(stage, tensor, device), Path(folder))
     if rounds:
+        bench.saver.prepare(bench.engine.shards)  # as the training loop does
         bench.step()
         for _ in range(rounds):
             bench.round()
@@ -204,7 +205,7 @@ def on_rank(rank: int, stage: int, tensor: int, rounds: int, folder: str, began:
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=4, help="the first one is not counted: buffers and files are new in it")
+    parser.add_argument("--rounds", type=int, default=4, help="the first one is counted for its stall alone: buffers and files are new in it")
     parser.add_argument("--folder", type=Path, default=Path("."))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/checkpoints.json"))
     options = parser.parse_args()

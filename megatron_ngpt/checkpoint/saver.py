@@ -1,6 +1,7 @@
 """Saving while training goes on: training waits until its shards are copied, and no longer."""
 
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import AsyncStager
 
 from megatron_ngpt.checkpoint.files import PARTIAL, publish, write_bytes
-from megatron_ngpt.checkpoint.pieces import AS_GIVEN, Pieces, SavePlanner, held_tensors
+from megatron_ngpt.checkpoint.pieces import AS_GIVEN, MOMENTS, Pieces, SavePlanner, held_tensors, pieces
 from megatron_ngpt.checkpoint.seal import Chunks, seal
 from megatron_ngpt.checkpoint.storage import Writer
 from megatron_ngpt.checkpoint.together import leads, one_line
@@ -47,9 +48,24 @@ class Stager(AsyncStager):
 
     def __init__(self):
         self._copies: dict[tuple[str, torch.Size], torch.Tensor] = {}
+        self._preparing: threading.Thread | None = None
+
+    def prepare(self, state_dict: dict[str, Pieces]) -> None:
+        """Take the memory for such pieces in a thread, so that not even the first `stage` waits for it."""
+
+        def take() -> None:
+            for name, held in state_dict.items():
+                for offset, view in held.views.items():
+                    self._memory(name, offset, view).zero_()
+
+        self._preparing = threading.Thread(target=take, name="stager")
+        self._preparing.start()
 
     def stage(self, state_dict: dict[str, Pieces]) -> dict[str, Pieces]:
         """The same pieces in the copies; they are complete when this returns."""
+        if self._preparing:
+            self._preparing.join()
+            self._preparing = None
         staged = {}
         for name, held in state_dict.items():
             staged[name] = Pieces(held.shape, {offset: self._copy(name, offset, view) for offset, view in held.views.items()})
@@ -58,11 +74,14 @@ class Stager(AsyncStager):
         return staged
 
     def _copy(self, name: str, offset: torch.Size, view: torch.Tensor) -> torch.Tensor:
-        copy = self._copies.get((name, offset))
-        if copy is None:
-            copy = torch.empty(view.shape, dtype=view.dtype, pin_memory=view.is_cuda)
-            self._copies[name, offset] = copy
-        return copy.copy_(view, non_blocking=True)
+        return self._memory(name, offset, view).copy_(view, non_blocking=True)
+
+    def _memory(self, name: str, offset: torch.Size, view: torch.Tensor) -> torch.Tensor:
+        memory = self._copies.get((name, offset))
+        if memory is None:
+            memory = torch.empty(view.shape, dtype=view.dtype, pin_memory=view.is_cuda)
+            self._copies[name, offset] = memory
+        return memory
 
     def synchronize_staging(self) -> None:
         """Nothing to wait for: `stage` has."""
@@ -79,6 +98,12 @@ class Saver:
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._stager = Stager()
         self._future: Future | None = None
+
+    def prepare(self, shards: dict[str, Shard]) -> None:
+        """Make ready for saves that will come: take the memory for a copy of weights and moments, beside what goes on."""
+        weights = held_tensors(shards, None)
+        moments = {f"{key}/{name}": pieces(shard, shard.master) for key in MOMENTS for name, shard in shards.items()}
+        self._stager.prepare(weights | moments)
 
     def start(
         self,

@@ -30,6 +30,10 @@ class CheckpointStore:
         self.keep, self.keep_every = keep, keep_every
         self._saver = Saver()
 
+    def prepare(self, shards: dict[str, Shard]) -> None:
+        """Make ready for saves, as `Saver.prepare`."""
+        self._saver.prepare(shards)
+
     def save(
         self,
         step: int,

@@ -45,6 +45,8 @@ class Trainer:
         self.engine = Engine(self.recipe, self.vocabulary, config, self.grid, device)
         self.step, notes = self._fill_weights(found, notes)
         on_first_rank(self._settle, f"{self.output} could not be written")
+        if self.recipe.checkpoint.every:
+            self.store.prepare(self.engine.shards)
         self.monitor = Monitor(self.output, self.recipe.training.steps, self.step, self.grid.world.rank, console)
         for line in (summary(ready), *notes, *space_warnings(ready)):
             self.monitor.message(line)
