@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import Progress
 
 from megatron_ngpt.checkpoint.catalogue import from_checkpoint
 from megatron_ngpt.checkpoint.dcp import StoredTensors
@@ -100,12 +102,19 @@ def _generation(tokenizer: Tokenizer, vocabulary: int) -> dict:
 
 def _write_shards(stored: StoredTensors, model: Model, directory: Path, dtype: torch.dtype, shard_bytes: int) -> None:
     shards = list(_divide(stored, dtype.itemsize, shard_bytes))
-    weight_map, total = {}, 0
-    for number, shapes in enumerate(shards, 1):
-        file = TENSORS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_tensors(directory / file, shapes, dtype, lambda name: exported_blocks(stored.read(name), model, name, dtype))
-        weight_map |= dict.fromkeys(shapes, file)
-        total += dtype.itemsize * sum(torch.Size(shape).numel() for shape in shapes.values())
+    weight_map, total, console = {}, 0, Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("exporting", total=len(stored.names))
+
+        def blocks(name: str) -> Iterator[torch.Tensor]:
+            yield from exported_blocks(stored.read(name), model, name, dtype)
+            bar.advance(task)
+
+        for number, shapes in enumerate(shards, 1):
+            file = TENSORS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            write_tensors(directory / file, shapes, dtype, blocks)
+            weight_map |= dict.fromkeys(shapes, file)
+            total += dtype.itemsize * sum(torch.Size(shape).numel() for shape in shapes.values())
     if len(shards) > 1:
         _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
