@@ -83,8 +83,6 @@ class Catalogue:
         if resume != "auto":
             return find_checkpoint(Path(resume), "checkpoint.resume"), []
         complete, damaged = self._sort()
-        if not complete and self._rescue():
-            complete, damaged = self._sort()
         if not complete:
             if damaged or self.set_aside():
                 raise CheckpointError("; ".join([*(problem for _, problem in damaged), f"no good checkpoint in {self.directory}"]))
@@ -95,19 +93,20 @@ class Catalogue:
             notes.append(f"{self.directory / LATEST} says {self.latest() or 'nothing'}; the newest good checkpoint is {newest.name}")
         return newest, notes
 
-    def _entries(self) -> list[Path]:
-        return list(self.directory.iterdir()) if self.directory.is_dir() else []
-
-    def _rescue(self) -> bool:
-        """Give a complete checkpoint its name back: killed between the two moves with which one replaces another of the same step, a run
-        leaves both without it."""
+    def rescue(self) -> None:
+        """Where no complete checkpoint is left, give one its name back: killed between the two moves with which one replaces another of
+        the same step, a run leaves both without it. For the run's own start: another process may be at work between the two."""
+        if self.complete():
+            return
         for ending in (PARTIAL, OBSOLETE):
             for path in self._entries():
                 final = path.with_name(path.name.removesuffix(ending))
                 if path.name.endswith(ending) and _NAME.fullmatch(final.name) and not final.exists() and _is_complete(path):
                     os.rename(path, final)
-                    return True
-        return False
+                    return
+
+    def _entries(self) -> list[Path]:
+        return list(self.directory.iterdir()) if self.directory.is_dir() else []
 
     def _sort(self) -> tuple[list[tuple[Path, dict]], list[tuple[Path, str]]]:
         complete, damaged = [], []

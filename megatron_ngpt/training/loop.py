@@ -138,6 +138,7 @@ class Trainer:
         return from_first_rank(self._find_checkpoint, f"{self.output} could not be resumed")
 
     def _find_checkpoint(self) -> tuple[Path | None, list[str]]:
+        self.store.catalogue.rescue()
         found, notes = self.store.catalogue.find(self.recipe.checkpoint.resume)
         if found is None:
             return None, notes

@@ -275,6 +275,7 @@ def test_killed_before_any_change_of_the_disk(tmp_path, run, step):
             break
         assert process.exitcode == -signal.SIGKILL
         store = CheckpointStore(directory, keep=1, keep_every=0)
+        store.catalogue.rescue()
         found, _ = store.catalogue.find("auto")
         check_readable(found)
         newest.append(found.name)

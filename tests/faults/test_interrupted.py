@@ -92,3 +92,14 @@ def test_the_tokenizer_is_told_by_its_content_and_travels_with_the_checkpoint(co
     assert f"data.tokenizer = {tmp_path}/other.model (SHA-256 " in told and f"trained with {tmp_path}/first.model (SHA-256 " in told
     train(1, [*data, f"--data.tokenizer={tmp_path}/moved.model", "--training.steps=2"], tmp_path / "run")
     assert load_model(tmp_path / "run").tokenizer().sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_a_start_finds_what_a_kill_left_without_its_name(corpus, tmp_path):
+    """Between the two moves with which a checkpoint replaces another of the same step."""
+    recipe = str(corpus / "recipe.yaml")
+    train(1, [recipe, "--training.steps=1", "--schedule.kind=constant"], tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000001"
+    checkpoint.rename(checkpoint.with_name("step-00000001.obsolete"))
+    run = train(1, [recipe, "--training.steps=2", "--schedule.kind=constant"], tmp_path / "run")
+    assert f"continues from {checkpoint}" in run.console()
+    assert [line["step"] for line in lines(run.output)] == [1, 2]
