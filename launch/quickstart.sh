@@ -53,6 +53,8 @@ cat << NEXT
 Activate the environment first: source $VIRTUAL_ENV/bin/activate
 Curves:        tensorboard --logdir $RUN/tensorboard
 Generate:      ngpt generate $RUN --prompt "import os"
+Checkpoints:   ngpt checkpoint list $RUN      (verify: are they whole?)
+Hand it on:    ngpt export $RUN $RUN-export   (for transformers; docs/checkpoints.md)
 Go on:         ${launch[*]} --training.steps=400
                (any run that was stopped goes on from its last checkpoint when the same command is given again)
 Your own text: python -m data_tools train-tokenizer --input FILE... --vocab_size 8192 --output runs/mine/tokenizer
