@@ -205,7 +205,7 @@ def on_rank(rank: int, stage: int, tensor: int, rounds: int, folder: str, began:
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=4, help="the first one is counted for its stall alone: buffers and files are new in it")
+    parser.add_argument("--rounds", type=int, default=4, help="of the first one only the stall is told: its files are new")
     parser.add_argument("--folder", type=Path, default=Path("."))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/checkpoints.json"))
     options = parser.parse_args()
