@@ -29,7 +29,7 @@ class Saved:
     Attributes:
         path: the checkpoint's directory.
         step: what it is of.
-        stall: seconds that the caller waited for the copy, and for the save before it.
+        stall: seconds that the caller waited: for the copy, and where it needed the save to be over, for the rest.
         seconds: from the start of the save to its end.
         error: what kept it from being written; None if it is there.
     """
