@@ -126,7 +126,7 @@ class Bench:
         return bool(agreed)
 
     def _start(self) -> None:
-        self.saver.start(self.folder / "ours", self.engine.shards, self.engine.base, {"step": 1})
+        self.saver.start(self.folder / "ours", self.engine.shards, self.engine.base, 1, dict)
 
     def _wait(self) -> None:
         assert self.saver.wait().error is None

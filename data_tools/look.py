@@ -7,11 +7,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from data_tools.progress import byte_progress
 from megatron_ngpt.data.indexed import IndexedDataset, read_meta
 from megatron_ngpt.data.order import Permutation
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.monitor.progress import byte_progress
 
 BLOCK = 1 << 22
 BAR_WIDTH = 40

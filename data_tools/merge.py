@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.progress import byte_progress
 from megatron_ngpt.data.indexed import IndexedDataset, pair_paths, read_meta
 from megatron_ngpt.data.order import Permutation, derived_numbers
 from megatron_ngpt.data.writer import IndexedWriter
 from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.monitor.progress import byte_progress
 
 BLOCK_TOKENS = 1 << 22
 BUCKET_BYTES = 1 << 27

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from data_tools.chunks import Chunk, Source, read_chunks, recognise
 from data_tools.encode import Encoded, encode_chunks, group_chunks
 from data_tools.plan import Journal, Work
-from data_tools.progress import byte_progress
 from megatron_ngpt.data.indexed import token_dtype
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.data.writer import IndexedWriter
 from megatron_ngpt.errors import DataError, NgptError
+from megatron_ngpt.monitor.progress import byte_progress
 
 SHARD_BYTES = 64 << 20          # of input on disk: how much is done again after a kill, at most
 SHOWN_PROBLEMS = 5

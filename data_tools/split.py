@@ -5,11 +5,11 @@ from contextlib import ExitStack
 import numpy as np
 
 from data_tools.merge import TOKENIZER_KEYS, document_blocks, take_documents
-from data_tools.progress import byte_progress
 from megatron_ngpt.data.indexed import IndexedDataset, pair_paths, read_meta
 from megatron_ngpt.data.order import Permutation
 from megatron_ngpt.data.writer import IndexedWriter
 from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.monitor.progress import byte_progress
 
 PARTS = ("train", "valid", "test")
 

@@ -12,9 +12,9 @@ import sentencepiece
 
 from data_tools.chunks import Source, read_chunks, recognise
 from data_tools.documents import read_documents
-from data_tools.progress import byte_progress
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import ConfigError, DataError
+from megatron_ngpt.monitor.progress import byte_progress
 
 SAMPLE_CHUNK = 1 << 16
 HELD_OUT_EVERY = 50

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.progress import byte_progress
 from megatron_ngpt.data.indexed import IndexedDataset, pair_paths, read_meta
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import DataError
+from megatron_ngpt.monitor.progress import byte_progress
 
 BLOCK = 1 << 22
 CHECKSUMS = (("bin_sha256", 0), ("idx_sha256", 1))

@@ -49,17 +49,22 @@ class Catalogue:
         """The damaged ones that were put out of the way."""
         return sorted(p for p in self._entries() if p.name.endswith(DAMAGED))
 
-    def complete(self) -> list[tuple[Path, dict]]:
-        """Complete checkpoints with their states, in the order they were saved."""
-        return self._sort()[0]
+    def survey(self) -> tuple[list[tuple[Path, dict]], list[tuple[Path, str]]]:
+        """Complete checkpoints with their states, in the order they were saved; the others, with what is wrong with each.
 
-    def damaged(self) -> list[tuple[Path, str]]:
-        """The others, with what is wrong with each."""
-        return self._sort()[1]
+        Reads the small files of all.
+        """
+        complete, damaged = [], []
+        for path in self.named():
+            try:
+                complete.append((path, read_state(path)))
+            except DamagedError as error:
+                damaged.append((path, str(error)))
+        return sorted(complete, key=lambda entry: (entry[1].get("serial", 0), entry[1]["step"])), damaged
 
     def newest(self) -> Path | None:
         """The checkpoint saved last among the complete ones."""
-        complete = self.complete()
+        complete, _ = self.survey()
         return complete[-1][0] if complete else None
 
     def latest(self) -> str | None:
@@ -82,21 +87,30 @@ class Catalogue:
             return None, []
         if resume != "auto":
             return find_checkpoint(Path(resume), "checkpoint.resume"), []
-        complete, damaged = self._sort()
+        candidates, notes = self.candidates()
+        return (candidates[0] if candidates else None), notes
+
+    def candidates(self) -> tuple[list[Path], list[str]]:
+        """The complete checkpoints, newest first, and what is odd about the first of them, a line each.
+
+        Raises:
+            CheckpointError: there are checkpoints, but not one that is complete.
+        """
+        complete, damaged = self.survey()
         if not complete:
             if damaged or self.set_aside():
                 raise CheckpointError("; ".join([*(problem for _, problem in damaged), f"no good checkpoint in {self.directory}"]))
-            return None, []
-        newest = complete[-1][0]
+            return [], []
+        paths = [path for path, _ in reversed(complete)]
         notes = [f"{problem}; passed over" for _, problem in damaged]
-        if self.latest() != newest.name:
-            notes.append(f"{self.directory / LATEST} says {self.latest() or 'nothing'}; the newest good checkpoint is {newest.name}")
-        return newest, notes
+        if self.latest() != paths[0].name:
+            notes.append(f"{self.directory / LATEST} says {self.latest() or 'nothing'}; the newest good checkpoint is {paths[0].name}")
+        return paths, notes
 
     def rescue(self) -> None:
         """Where no complete checkpoint is left, give one its name back: killed between the two moves with which one replaces another of
         the same step, a run leaves both without it. For the run's own start: another process may be at work between the two."""
-        if self.complete():
+        if self.newest():
             return
         for ending in (PARTIAL, OBSOLETE):
             for path in self._entries():
@@ -107,15 +121,6 @@ class Catalogue:
 
     def _entries(self) -> list[Path]:
         return list(self.directory.iterdir()) if self.directory.is_dir() else []
-
-    def _sort(self) -> tuple[list[tuple[Path, dict]], list[tuple[Path, str]]]:
-        complete, damaged = [], []
-        for path in self.named():
-            try:
-                complete.append((path, read_state(path)))
-            except DamagedError as error:
-                damaged.append((path, str(error)))
-        return sorted(complete, key=lambda entry: (entry[1].get("serial", 0), entry[1]["step"])), damaged
 
 
 def _is_complete(path: Path) -> bool:
@@ -154,13 +159,12 @@ def from_checkpoint(path: Path, key: str, use: Callable[[Path], T]) -> T:
 def _candidates(path: Path, key: str) -> list[Path]:
     """The checkpoints that `path` may mean, the best first."""
     if (path / "checkpoints").is_dir():
-        catalogue = Catalogue(path)
-        newest, notes = catalogue.find("auto")
-        if newest is None:
+        found, notes = Catalogue(path).candidates()
+        if not found:
             raise ConfigError(f"{key}: {path} is a run directory that has saved no checkpoint yet; valid is one that has")
         for note in notes:
             log.warning(note)
-        return [found for found, _ in reversed(catalogue.complete())]
+        return found
     if not (path / STATE).is_file():
         raise ConfigError(f"{key}: {path} is no checkpoint; valid is a run directory or one of its checkpoints/step-*")
     read_state(path)

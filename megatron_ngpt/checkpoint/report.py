@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from megatron_ngpt.checkpoint.catalogue import Catalogue
 from megatron_ngpt.checkpoint.files import PARTIAL
 from megatron_ngpt.checkpoint.seal import CHECKSUMS, STATE, read_state, verify
 from megatron_ngpt.errors import CheckpointError, ConfigError, DamagedError
+from megatron_ngpt.monitor.progress import byte_progress
 
 WIDTH = 400  # columns that a table may take in a file
 
@@ -47,8 +47,7 @@ def verify_checkpoints(directory: Path) -> list[str]:
     """
     good, problems = [], []
     paths = _checkpoints(directory)
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with byte_progress(transient=True) as progress:
         for path in paths:
             size = sum(file.stat().st_size for file in path.iterdir())
             task = progress.add_task(path.name, total=size)
@@ -70,7 +69,7 @@ def print_table(table: Table) -> None:
 
 
 def _catalogue(directory: Path) -> Catalogue:
-    return Catalogue(directory if (directory / "checkpoints").is_dir() else directory.absolute().parents[1])
+    return Catalogue(directory if (directory / "checkpoints").is_dir() else directory.absolute().parent.parent)
 
 
 def _checkpoints(directory: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import AsyncStager
 
 from megatron_ngpt.checkpoint.files import PARTIAL, publish, write_bytes
-from megatron_ngpt.checkpoint.pieces import AS_GIVEN, MOMENTS, Pieces, SavePlanner, held_tensors, pieces
+from megatron_ngpt.checkpoint.pieces import AS_GIVEN, MOMENTS, WEIGHTS, Pieces, SavePlanner, held_tensors, pieces
 from megatron_ngpt.checkpoint.seal import Chunks, seal
 from megatron_ngpt.checkpoint.storage import Writer
 from megatron_ngpt.checkpoint.together import leads, one_line
@@ -101,16 +101,16 @@ class Saver:
 
     def prepare(self, shards: dict[str, Shard]) -> None:
         """Make ready for saves that will come: take the memory for a copy of weights and moments, beside what goes on."""
-        weights = held_tensors(shards, None)
-        moments = {f"{key}/{name}": pieces(shard, shard.master) for key in MOMENTS for name, shard in shards.items()}
-        self._stager.prepare(weights | moments)
+        kinds = (WEIGHTS, *MOMENTS)  # a moment is cut as its master is, and need not exist yet
+        self._stager.prepare({f"{kind}/{name}": pieces(shard, shard.master) for kind in kinds for name, shard in shards.items()})
 
     def start(
         self,
         path: Path,
         shards: dict[str, Shard],
         base_optimizer: torch.optim.Optimizer | None,
-        state: dict,
+        step: int,
+        state: Callable[[], dict],
         attached: dict[str, bytes] | None = None,
         published: Callable[[], None] = lambda: None,
     ) -> None:
@@ -119,17 +119,17 @@ class Saver:
         It appears under its name when every rank has written and everything is on the disk; what was there before is replaced.
 
         Args:
-            state: what JSON can hold, `step` among it; rank 0's is written.
+            state: what JSON can hold, to be written beside `step`; called on rank 0, in the thread, when every rank has written.
             attached: contents of small files by their names; rank 0's are written.
             published: called on rank 0, in the thread, when the checkpoint has its name; may raise nothing.
         """
         began = time.perf_counter()
-        self._path, self._partial, self._step = path, path.with_name(path.name + PARTIAL), state["step"]
+        self._path, self._partial, self._step = path, path.with_name(path.name + PARTIAL), step
 
         def close(checksums: dict[str, Chunks]) -> None:
             for name, content in (attached or {}).items():
                 write_bytes(self._partial / name, content)
-            seal(self._partial, state, checksums)
+            seal(self._partial, {**state(), "step": step}, checksums)
             publish(self._partial, path)
             published()
 
@@ -169,8 +169,12 @@ class Saver:
 
 
 def save(path: Path, shards: dict[str, Shard], base_optimizer: torch.optim.Optimizer | None, state: dict) -> None:
-    """Write a checkpoint directory and wait for it (collective). Raises CheckpointError on every rank; what was at `path` stays."""
+    """Write a checkpoint directory, with a `state` that holds its `step`, and wait for it (collective).
+
+    Raises:
+        CheckpointError: on every rank; what was at `path` stays.
+    """
     saver = Saver()
-    saver.start(path, shards, base_optimizer, state)
+    saver.start(path, shards, base_optimizer, state["step"], lambda: state)
     if error := saver.wait().error:
         raise error

@@ -9,7 +9,6 @@ import torch
 from megatron_ngpt.checkpoint.catalogue import DAMAGED, LATEST, Catalogue, checkpoint_name
 from megatron_ngpt.checkpoint.files import OBSOLETE, PARTIAL, remove, retire, write_text
 from megatron_ngpt.checkpoint.saver import Saved, Saver
-from megatron_ngpt.checkpoint.together import leads
 from megatron_ngpt.errors import CheckpointError
 from megatron_ngpt.parallel.shards import Shard
 
@@ -47,8 +46,7 @@ class CheckpointStore:
         When it is complete, `latest` moves to it, and those that need not stay are removed. If it fails, earlier ones are as they were.
         """
         path = self.catalogue.directory / checkpoint_name(step)
-        numbered = {**state, "step": step, "serial": self._next_serial() if leads() else 0}
-        self._saver.start(path, shards, base_optimizer, numbered, attached, self.tidy)
+        self._saver.start(path, shards, base_optimizer, step, lambda: {**state, "serial": self._next_serial()}, attached, self.tidy)
 
     def finished(self) -> Saved | None:
         """The save under way if it is over, told once."""
@@ -74,13 +72,13 @@ class CheckpointStore:
             log.exception("%s could not be tidied", self.catalogue.directory)
 
     def _tidy(self) -> None:
-        complete = self.catalogue.complete()
+        complete, damaged = self.catalogue.survey()
         if not complete:
             return
         newest = complete[-1][0].name
         if self.catalogue.latest() != newest:
             write_text(self.catalogue.directory / LATEST, newest + "\n")
-        for path, _ in self.catalogue.damaged():
+        for path, _ in damaged:
             self.set_aside(path)
         for path, state in complete[: -self.keep]:
             if not (self.keep_every and state["step"] % self.keep_every == 0):
@@ -93,4 +91,4 @@ class CheckpointStore:
                 remove(leftover)
 
     def _next_serial(self) -> int:
-        return 1 + max((state.get("serial", 0) for _, state in self.catalogue.complete()), default=0)
+        return 1 + max((state.get("serial", 0) for _, state in self.catalogue.survey()[0]), default=0)

@@ -5,16 +5,15 @@ import math
 import numpy as np
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.progress import track
 
-from megatron_ngpt.checkpoint.together import leads, together
+from megatron_ngpt.checkpoint.together import together
 from megatron_ngpt.data.batches import BatchSource, Rows
 from megatron_ngpt.data.indexed import IndexedDataset, read_meta
 from megatron_ngpt.data.tape import Tape, find_prefixes, select_documents
 from megatron_ngpt.errors import DataError
 from megatron_ngpt.inference.forward import logits
 from megatron_ngpt.inference.load import LoadedModel
+from megatron_ngpt.inference.ranks import shown
 from megatron_ngpt.model.ends import local_vocabulary
 from megatron_ngpt.parallel.regions import reduce_vector
 from megatron_ngpt.parallel.vocabulary import cross_entropy
@@ -45,7 +44,7 @@ def _total(loaded: LoadedModel, source: BatchSource, windows: int) -> float:
     """The summed loss of the first `windows` windows, over all ranks."""
     axis, total, mistake = loaded.grid.data, 0.0, None
     try:
-        for number in _shown(range(axis.rank, -(-windows // BATCH), axis.size)):
+        for number in shown(range(axis.rank, -(-windows // BATCH), axis.size), "evaluating"):
             total += _summed_loss(loaded, source.rows(number + 1, 0, min(BATCH, windows - number * BATCH)))
     except DataError as error:  # of this rank's windows, the same on all ranks that share them
         mistake = error
@@ -59,12 +58,6 @@ def _total(loaded: LoadedModel, source: BatchSource, windows: int) -> float:
         return total
     counts = loaded.grid.tensor.rank == 0  # tensor ranks have the same loss, and stages before the last one have none
     return reduce_vector(torch.tensor([total * counts], dtype=torch.float64), loaded.grid.world).item()
-
-
-def _shown(numbers: range):
-    """The numbers, with a bar while a person is watching."""
-    console = Console(stderr=True)
-    return track(numbers, "evaluating", console=console, transient=True, disable=not (leads() and console.is_terminal))
 
 
 @torch.inference_mode()

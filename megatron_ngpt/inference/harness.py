@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.progress import track
 
 from megatron_ngpt.checkpoint.files import write_text
 from megatron_ngpt.errors import ConfigError, DataError
@@ -22,7 +20,7 @@ from megatron_ngpt.inference.continuation import Continuation
 from megatron_ngpt.inference.generate import continue_batch
 from megatron_ngpt.inference.likelihood import Scored, score
 from megatron_ngpt.inference.load import LoadedModel, load_model
-from megatron_ngpt.inference.ranks import joined
+from megatron_ngpt.inference.ranks import joined, shown
 from megatron_ngpt.inference.sampling import Sampling
 
 try:
@@ -120,7 +118,7 @@ class HarnessModel(TemplateLM):
             )
         fitting = [(context[-(self.max_length + 1 - len(then)) :], then) for context, then in pairs]
         found = [Scored(0.0, True)] * len(pairs)  # what an answer of no tokens has
-        for part in _shown(list(_neighbours(fitting, self.batch)), "likelihoods"):
+        for part in shown(list(_neighbours(fitting, self.batch)), "likelihoods"):
             for number, answer in zip(part, score(self.loaded, [fitting[number] for number in part]), strict=True):
                 found[number] = answer
         return found
@@ -160,14 +158,7 @@ def _alike(requests: list, batch: int) -> Iterator[tuple[list[int], dict]]:
         numbers.sort(key=lambda number: -len(requests[number].args[0]))
         options = normalize_gen_kwargs(json.loads(key))
         parts += [(numbers[first : first + batch], options) for first in range(0, len(numbers), batch)]
-    yield from _shown(parts, "continuations")
-
-
-def _shown(parts: list, what: str):
-    """The parts, with a bar while a person is watching."""
-    console = Console(stderr=True)
-    quiet = not console.is_terminal or (dist.is_initialized() and dist.get_rank() > 0)
-    return track(parts, what, console=console, transient=True, disable=quiet)
+    yield from shown(parts, "continuations")
 
 
 def run(

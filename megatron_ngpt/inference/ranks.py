@@ -6,13 +6,17 @@ what the last stage finds is told to all that share the model, so that each know
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
 
+from megatron_ngpt.checkpoint.together import leads
 from megatron_ngpt.config.place import read_place, variables
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.errors import ConfigError
@@ -21,6 +25,8 @@ from megatron_ngpt.parallel.device import choose_device, start_process_group
 from megatron_ngpt.parallel.grid import RankGrid, make_grid
 from megatron_ngpt.parallel.regions import all_gather
 from megatron_ngpt.parallel.vocabulary import padded
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -45,6 +51,12 @@ def joined(tensor: int = 1, pipeline: int = 1) -> Iterator[RankGrid]:
     yield make_grid(tensor, pipeline)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def shown(parts: Sequence[T], what: str) -> Iterable[T]:
+    """The parts, with a bar on rank 0 while a person is watching."""
+    console = Console(stderr=True)
+    return track(parts, what, console=console, transient=True, disable=not (leads() and console.is_terminal))
 
 
 def check_layout(model: Model, grid: RankGrid) -> None:

@@ -1,12 +1,18 @@
-"""What a person sees while a run goes on: a bar on a terminal, a plain line now and then anywhere else."""
+"""What a person sees while long work goes on: a bar on a terminal; of a run, a plain line now and then anywhere else."""
 
 import time
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 SECONDS_BETWEEN_LINES = 10.0  # in a file or a CI log
+
+
+def byte_progress(transient: bool = False) -> Progress:
+    """A bar on standard error that counts bytes, with speed and time left; `transient`: it goes when the work is done."""
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=Console(stderr=True), transient=transient)
 
 
 class ProgressView:

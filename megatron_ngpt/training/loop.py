@@ -102,11 +102,9 @@ class Trainer:
     def _check_finite(self, result: StepResult) -> None:
         for name, value in (("loss", result.loss), ("gradient norm", result.grad_norm)):
             if not math.isfinite(value):
-                self.store.wait()
-                newest = self.store.catalogue.newest()
-                good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+                self._tell(self.store.wait())
                 raise TrainingError(
-                    f"step {self.step}: {name} is {value}; stopped, {good}. A lower optimizer.lr or optimizer.clip may help"
+                    f"step {self.step}: {name} is {value}; stopped, {self._last_good()}. A lower optimizer.lr or optimizer.clip may help"
                 )
 
     def _log(self, result: StepResult, lr: float, step_seconds: float) -> None:
@@ -182,7 +180,7 @@ class Trainer:
         """Begin a checkpoint of this step; one still under way is waited for first."""
         self._tell(self.store.wait())
         self.monitor.sync()
-        state, attached = {"step": self.step}, {}
+        state, attached = {}, {}
         if self.grid.world.rank == 0:
             attached = {TOKENIZER: self.tokenizer}
             state = state_of(self.recipe, self.step, self.vocabulary, self.train_data.fingerprint, self.code)
@@ -202,9 +200,11 @@ class Trainer:
         if saved.error is None:
             self.monitor.checkpoint(saved.path, saved.step, saved.seconds, saved.stall)
             return
+        self.monitor.message(f"warning: {saved.error}; training goes on, {self._last_good()}")
+
+    def _last_good(self) -> str:
         newest = self.store.catalogue.newest()
-        good = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-        self.monitor.message(f"warning: {saved.error}; training goes on, {good}")
+        return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
 
 
 class Clock:
