@@ -12,6 +12,7 @@ from megatron_ngpt.checkpoint.dcp import StoredTensors, load
 from megatron_ngpt.checkpoint.seal import verify
 from megatron_ngpt.checkpoint.store import CheckpointStore
 from megatron_ngpt.errors import CheckpointError, DamagedError
+from tests.checkpoint.damage import flip
 from tests.checkpoint.layouts import Layout, build, fill, run_ranks
 
 FILES = ["state.json", "checksums.json", ".metadata", "__0_0.distcp", "__1_0.distcp"]
@@ -41,13 +42,6 @@ def run(original, tmp_path):
     """A copy that may be damaged, and its newest checkpoint."""
     shutil.copytree(original, tmp_path / "run")
     return tmp_path / "run", tmp_path / "run" / "checkpoints" / "step-00000002"
-
-
-def flip(file, at):
-    """Turn one bit of a file; `at` counts bytes, from the end if it is negative."""
-    content = bytearray(file.read_bytes())
-    content[at] ^= 4
-    file.write_bytes(content)
 
 
 def damage(file, how):

@@ -1,21 +1,18 @@
 """The commands of docs/data.md, run as they are written."""
 
 import json
-import os
-import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
 
-ROOT = Path(__file__).parents[2]
+from tests.documents import ROOT, blocks, run_shell
 
 
 def commands() -> list[str]:
     """The page's shell blocks, in order."""
-    return re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs" / "data.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return blocks("data.md", "bash")
 
 
 @pytest.fixture()
@@ -30,12 +27,8 @@ def checkout(tmp_path, source_texts) -> Path:
     return tmp_path
 
 
-def run_all(folder, blocks) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", "\n".join(blocks)], cwd=folder, env=environment,
-                          capture_output=True, text=True, check=False, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def run_all(folder, given) -> str:
+    return run_shell(folder, "\n".join(given))
 
 
 def test_from_compressed_files_to_a_batch(checkout):

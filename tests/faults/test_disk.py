@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoint.damage import flip
 from tests.distributed.layouts import cut, zero
 from tests.distributed.ranks import Run, train
 from tests.faults.runs import checkpoints, lines, options
@@ -93,9 +94,7 @@ def test_a_flipped_bit_in_the_newest_checkpoint(corpus, undisturbed, tmp_path):
     recipe = str(corpus / "recipe.yaml")
     train(2, [recipe, *options(zero(2) | KEYS | {"training.steps": 10, "schedule.kind": "constant"})], tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-00000010"
-    content = bytearray((newest / "__1_0.distcp").read_bytes())
-    content[len(content) // 3] ^= 1
-    (newest / "__1_0.distcp").write_bytes(content)
+    flip(newest / "__1_0.distcp", (newest / "__1_0.distcp").stat().st_size // 3)
     run = train(2, [recipe, *options(cut(2) | KEYS | {"schedule.kind": "constant"})], tmp_path / "run")
     told = [line for line in run.console().splitlines() if "put aside" in line]
     assert len(told) == 1 and "__1_0.distcp has not the checksum" in told[0]
@@ -107,10 +106,7 @@ def test_a_flipped_bit_in_the_newest_checkpoint(corpus, undisturbed, tmp_path):
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over(corpus, tmp_path):
     arguments = [str(corpus / "recipe.yaml"), *options(zero(2) | {"training.steps": 5})]
     train(2, arguments, tmp_path / "run")
-    file = tmp_path / "run" / "checkpoints" / "step-00000005" / "__0_0.distcp"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+    flip(tmp_path / "run" / "checkpoints" / "step-00000005" / "__0_0.distcp", -1)
     (tmp_path / "run.rank0").unlink()
     for told in ("no good checkpoint in", "no good checkpoint in"):  # found by the first, remembered by the second
         run = Run(2, [*arguments, "--training.steps=6"], tmp_path / "run")
