@@ -7,17 +7,21 @@ they are stored in memory.
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_ngpt.checkpoint.pieces import AS_GIVEN, WEIGHTS, LoadPlanner, Pieces, held_tensors
 from megatron_ngpt.checkpoint.seal import read_state
 from megatron_ngpt.checkpoint.storage import Reader
-from megatron_ngpt.checkpoint.together import one_line, together
+from megatron_ngpt.errors import CheckpointError, DamagedError
 from megatron_ngpt.parallel.shards import Shard, make_moments
+from megatron_ngpt.parallel.together import together, told
 
 log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")  # one process, as meant
@@ -43,6 +47,17 @@ def load(path: Path, shards: dict[str, Shard], base_optimizer: torch.optim.Optim
     held = sum(view.nbytes for piece in tensors.values() for view in piece.views.values())
     log.info("checkpoint %s: read %d bytes for a share of %d", path, reader.bytes_read, held)
     return state
+
+
+@contextmanager
+def one_line(doing: str) -> Iterator[None]:
+    """Turns the exception that `torch.distributed.checkpoint` raises on every rank into a CheckpointError as `together` would tell it."""
+    try:
+        yield
+    except CheckpointException as failed:
+        errors = [failed.failures[rank][0] for rank in sorted(failed.failures)]
+        error = next((e for e in errors if isinstance(e, DamagedError)), errors[0])
+        raise told(error, doing, CheckpointError) from error
 
 
 class StoredTensors:

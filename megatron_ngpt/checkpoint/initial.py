@@ -6,11 +6,11 @@ import torch
 
 from megatron_ngpt.checkpoint.exported import differences, effective_factor, is_turned, read_config
 from megatron_ngpt.checkpoint.exported_tensors import ExportedTensors
-from megatron_ngpt.checkpoint.together import together
 from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.parallel.shards import Shard
+from megatron_ngpt.parallel.together import together
 
 
 @torch.no_grad()

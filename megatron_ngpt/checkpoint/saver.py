@@ -13,13 +13,14 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import AsyncStager
 
+from megatron_ngpt.checkpoint.dcp import one_line
 from megatron_ngpt.checkpoint.files import PARTIAL, publish, write_bytes
 from megatron_ngpt.checkpoint.pieces import AS_GIVEN, MOMENTS, WEIGHTS, Pieces, SavePlanner, held_tensors, pieces
 from megatron_ngpt.checkpoint.seal import Chunks, seal
 from megatron_ngpt.checkpoint.storage import Writer
-from megatron_ngpt.checkpoint.together import leads, one_line
 from megatron_ngpt.errors import CheckpointError
 from megatron_ngpt.parallel.shards import Shard
+from megatron_ngpt.parallel.together import leads
 
 
 @dataclass(frozen=True)

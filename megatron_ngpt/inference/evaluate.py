@@ -6,7 +6,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_ngpt.checkpoint.together import together
 from megatron_ngpt.data.batches import BatchSource, Rows
 from megatron_ngpt.data.indexed import IndexedDataset, read_meta
 from megatron_ngpt.data.tape import Tape, find_prefixes, select_documents
@@ -16,6 +15,7 @@ from megatron_ngpt.inference.load import LoadedModel
 from megatron_ngpt.inference.ranks import shown
 from megatron_ngpt.model.ends import local_vocabulary
 from megatron_ngpt.parallel.regions import reduce_vector
+from megatron_ngpt.parallel.together import together
 from megatron_ngpt.parallel.vocabulary import cross_entropy
 
 BATCH = 8  # sequences that are put through the model together

@@ -11,7 +11,6 @@ from megatron_ngpt.checkpoint.export import model_of_state
 from megatron_ngpt.checkpoint.exported import CONFIG, TOKENIZER, model_of, read_config
 from megatron_ngpt.checkpoint.initial import load_initial
 from megatron_ngpt.checkpoint.seal import read_state
-from megatron_ngpt.checkpoint.together import from_first_rank, together
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import CheckpointError, ConfigError
@@ -21,6 +20,7 @@ from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.parallel.device import choose_device
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.shards import shards_of
+from megatron_ngpt.parallel.together import from_first_rank, together
 
 
 @dataclass(frozen=True)

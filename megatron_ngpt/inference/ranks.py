@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
 
-from megatron_ngpt.checkpoint.together import leads
 from megatron_ngpt.config.place import read_place, variables
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.errors import ConfigError
@@ -24,6 +23,7 @@ from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.parallel.device import choose_device, start_process_group
 from megatron_ngpt.parallel.grid import RankGrid, make_grid
 from megatron_ngpt.parallel.regions import all_gather
+from megatron_ngpt.parallel.together import leads
 from megatron_ngpt.parallel.vocabulary import padded
 
 T = TypeVar("T")

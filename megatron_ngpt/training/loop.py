@@ -14,7 +14,6 @@ from megatron_ngpt.checkpoint.initial import load_initial
 from megatron_ngpt.checkpoint.saver import Saved
 from megatron_ngpt.checkpoint.seal import read_state
 from megatron_ngpt.checkpoint.store import CheckpointStore
-from megatron_ngpt.checkpoint.together import from_first_rank, on_first_rank
 from megatron_ngpt.config.deepspeed_json import engine_config
 from megatron_ngpt.config.load import dump_recipe
 from megatron_ngpt.data.batches import Rows, training_batches, validation_batches
@@ -22,6 +21,7 @@ from megatron_ngpt.errors import DamagedError, DataError, RankError, TrainingErr
 from megatron_ngpt.monitor.flops import flops_per_token
 from megatron_ngpt.monitor.monitor import Monitor
 from megatron_ngpt.parallel.grid import make_grid
+from megatron_ngpt.parallel.together import from_first_rank, on_first_rank
 from megatron_ngpt.training.engine import Engine, StepResult
 from megatron_ngpt.training.preflight import Ready, space_warnings, summary
 from megatron_ngpt.training.resume import changes, check_continues, code_version, state_of
