@@ -23,5 +23,5 @@ install_system_packages() {
 
 install_system_packages
 set_up_environment test,study,hf
-export DS_ACCELERATOR=cpu OMP_NUM_THREADS=1
+export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec python -m pytest -m "not heavy" "$@"

@@ -1,7 +1,8 @@
-"""What the fork server imports once for all ranks (on the CPU, one thread a rank)."""
+"""What the fork server imports once for all ranks (on the CPU, one thread a rank unless told otherwise)."""
 
 import os
 
-os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
+os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import megatron_ngpt.training.loop  # noqa: F401

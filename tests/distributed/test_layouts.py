@@ -4,7 +4,7 @@ import pytest
 
 from megatron_ngpt.config.load import load_recipe
 from megatron_ngpt.data.tokenizer import Tokenizer
-from tests.distributed.layouts import LAYOUTS
+from tests.distributed.layouts import LAYOUTS, VARIANTS
 
 pytestmark = pytest.mark.usefixtures("in_repository")
 TOLERANCE = 1e-5
@@ -28,3 +28,12 @@ def test_three_data_ranks_cut_rows(corpus):
     assert model.vocab is None and Tokenizer(corpus / "tokenizer.model").size % 3
     for rows in (model.heads * model.head_size, model.groups * model.head_size, model.ffn_size):
         assert rows % 3
+
+
+def test_six_data_ranks_hold_a_row_of_the_narrow_ones_on_three(corpus):
+    """A rank whose run of the flattened matrix starts and ends inside one row is the middle one of three."""
+    options = [f"--{key}={value}" for key, value in VARIANTS["narrow keys and values"].items()]
+    model = load_recipe(str(corpus / "recipe.yaml"), options).model
+    rows, ranks = model.groups * model.head_size, 6
+    run = -(-rows * model.hidden // ranks)
+    assert any(start // model.hidden == (start + run) // model.hidden and start % model.hidden for start in range(0, run * ranks, run))

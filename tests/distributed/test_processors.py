@@ -1,0 +1,79 @@
+"""Another processor rounds otherwise, and proves the same: kernels for less than this one, another order of sums, two threads.
+
+Heavy: every imitation is a process of its own, as the variables are read when torch is imported.
+"""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.distributed.corpus import REPOSITORY
+from tests.distributed.layouts import LAYOUTS
+
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="the variables are those of x86's libraries"),
+]
+IMITATIONS = {  # variables, what torch says of itself then, threads
+    "AVX2": ({"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}, "AVX2", 1),
+    "SSE4": ({"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"}, "DEFAULT", 1),
+    "MKL's order for any processor": ({"MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, r"\w+", 1),
+    "two threads": ({"OMP_NUM_THREADS": "2"}, r"\w+", 2),
+}
+MARGIN = 1e-6  # a tenth of what the table allows
+ROWS = [  # one row at least of every variant, and of every way to cut
+    "data 3, ZeRO-3, all cut",
+    "tensor 2, hidden-sharded, sequence",
+    "tensor 3, hidden-sharded",
+    "pipeline 2 × tensor 2 × data 2, ZeRO-1",
+    "odd vocabulary: tensor 2",
+    "odd vocabulary: pipeline 2 × tensor 2, ZeRO-1",
+    "grouped queries: tensor 2 × data 2, ZeRO-2",
+    "slerp: tensor 2 × data 2, sequence, ZeRO-2",
+    "tangent: data 3, ZeRO-3, all cut",
+    "masked blend: pipeline 2 × tensor 2",
+    "narrow keys and values: data 6, ZeRO-3, all cut (a row on three ranks)",
+    "gpt: tensor 2 × data 2, hidden-sharded, ZeRO-2",
+]
+TESTS = ["distributed/test_resume.py", "distributed/test_bf16.py", "faults/test_interrupted.py"]
+TESTS += ["inference", "checkpoint", "model", "sphere", "parallel", "training"]
+DIGEST = """
+import hashlib, numpy, torch
+x = torch.from_numpy(numpy.random.RandomState(0).standard_normal((640, 200)).astype(numpy.float32))
+print(hashlib.sha1(b"".join(y.numpy().tobytes() for y in (x @ x.t(), x.softmax(-1), x.sum()))).hexdigest())
+"""
+
+
+def run(name: str, *command: str) -> str:
+    """What a command of this Python prints on the imitated processor."""
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)} | IMITATIONS[name][0]
+    done = subprocess.run([sys.executable, *command], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    return done.stdout
+
+
+def test_each_imitation_computes_other_numbers():
+    assert len({run(name, "-c", DIGEST) for name in IMITATIONS}) == len(IMITATIONS)
+
+
+@pytest.mark.parametrize("name", IMITATIONS)
+def test_layouts_stray_no_farther_than_a_tenth_of_the_limits(name):
+    assert {layout.variant for layout in LAYOUTS} == {layout.variant for layout in LAYOUTS if layout.name in ROWS}
+    _, kernels, threads = IMITATIONS[name]
+    printed = run(name, "-m", "tests.distributed.layouts", "--only", *ROWS)
+    worst = re.search(
+        rf"The worst of {len(ROWS)} rows, with {kernels} and {threads} thread\(s\) a rank: "
+        r"loss (\S+), gradient norm (\S+), weights (\S+)$", printed, re.MULTILINE,
+    )  # fmt: skip
+    assert worst, printed
+    assert max(map(float, worst.groups())) <= MARGIN, printed
+
+
+@pytest.mark.parametrize("name", IMITATIONS)
+def test_whatever_compares_trained_numbers_passes(name):
+    run(name, "-m", "pytest", "-q", "-x", "-m", "not heavy", "-p", "no:cacheprovider", *(f"tests/{path}" for path in TESTS))
