@@ -83,5 +83,5 @@ class StoredTensors:
         whole = Pieces(values.size(), {torch.Size([0] * values.dim()): values})
         planner = LoadPlanner(**AS_GIVEN)
         planner.set_up_planner({f"{kind}/{name}": whole}, self._metadata, is_coordinator=True)
-        self._reader.read_data(planner.create_local_plan(), planner).wait()
+        self._reader.read_data(planner.finish_plan(planner.create_local_plan()), planner).wait()
         return values

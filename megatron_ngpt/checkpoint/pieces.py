@@ -3,6 +3,7 @@
 Replicas are chunks with one place in the tensor, and are written once; vocabulary padding lies outside the tensor.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,21 +28,19 @@ class Pieces:
     shape: torch.Size
     views: dict[torch.Size, torch.Tensor]
 
-    def divided(self) -> "Pieces":
-        """The same, cut between rows into views of at most `CHUNK_BYTES` (or of one row).
 
-        All cuts are at multiples of one power of two of the tensor's rows, where most other layouts cut it too.
-        """
-        views = {}
-        for offset, view in self.views.items():
-            fitting = CHUNK_BYTES * len(view) // view.nbytes
-            step = 1 << max(0, fitting.bit_length() - 1)
-            row, end = offset[0], offset[0] + len(view)
-            while row < end:
-                following = min(end, row - row % step + step)
-                views[torch.Size((row, *offset[1:]))] = view[row - offset[0] : following - offset[0]]
-                row = following
-        return Pieces(self.shape, views)
+def divided(view: torch.Tensor, row: int) -> Iterator[torch.Tensor]:
+    """A view that starts at `row` of its tensor, cut between rows into parts of at most `CHUNK_BYTES` (or of one row).
+
+    All cuts are at multiples of one power of two of the tensor's rows, where most other layouts cut it too.
+    """
+    fitting = CHUNK_BYTES * len(view) // view.nbytes
+    step = 1 << max(0, fitting.bit_length() - 1)
+    first, end = row, row + len(view)
+    while row < end:
+        following = min(end, row - row % step + step)
+        yield view[row - first : following - first]
+        row = following
 
 
 def pieces(shard: Shard, run: torch.Tensor) -> Pieces:
@@ -65,15 +64,18 @@ def held_tensors(shards: dict[str, Shard], optimizer: torch.optim.Optimizer | No
 
 
 class SavePlanner(DefaultSavePlanner):
-    """Writes the pieces; the default planner drops replicas and refuses tensors that are not covered exactly once."""
+    """Writes the pieces; the default planner drops replicas and refuses tensors that are not covered exactly once.
+
+    An item is a whole view: the chunks into which it is cut are the business of the rank that writes it, so that what rank 0 plans
+    grows with the parameters and ranks, and not with the bytes.
+    """
 
     def create_local_plan(self) -> SavePlan:
-        self._divided = {name: held.divided() for name, held in self.state_dict.items()}
-        self.plan = SavePlan([item for name, held in self._divided.items() for item in _write_items(name, held)])
+        self.plan = SavePlan([item for name, held in self.state_dict.items() for item in _write_items(name, held)])
         return self.plan
 
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
-        return self._divided[index.fqn].views[index.offset]
+        return self.state_dict[index.fqn].views[index.offset]
 
 
 def _write_items(name: str, held: Pieces) -> list[WriteItem]:
@@ -90,7 +92,10 @@ def _write_items(name: str, held: Pieces) -> list[WriteItem]:
 
 
 class LoadPlanner(DefaultLoadPlanner):
-    """Reads into the pieces, in place, and refuses a checkpoint of another model."""
+    """Reads into the pieces, in place, and refuses a checkpoint of another model.
+
+    What a rank reads stays with it: the plan that rank 0 sees names the tensors only.
+    """
 
     def set_up_planner(self, state_dict: dict, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
         self.state_dict, self.metadata, self.is_coordinator = state_dict, metadata, is_coordinator
@@ -104,7 +109,8 @@ class LoadPlanner(DefaultLoadPlanner):
                 raise CheckpointError(f"{name} has shape {list(stored[name].size)} in it, {list(held.shape)} in the model")
             chunks = [ChunkStorageMetadata(offset, view.size()) for offset, view in held.views.items()]
             items += create_read_items_for_chunk_list(name, stored[name], chunks)
-        return LoadPlan(items, planner_data=list(self.state_dict))
+        self._items = items
+        return LoadPlan([], planner_data=list(self.state_dict))
 
     def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
         known = {name for plan in global_plan for name in plan.planner_data}
@@ -112,6 +118,9 @@ class LoadPlanner(DefaultLoadPlanner):
             if name.startswith(f"{WEIGHTS}/") and name not in known:
                 raise CheckpointError(f"{name} of shape {list(stored.size)} in it is not in the model")
         return global_plan
+
+    def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
+        return LoadPlan(self._items)
 
     def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
         return self.state_dict[index.fqn].views[index.offset]

@@ -1,8 +1,9 @@
 """How a checkpoint directory proves that it is whole.
 
-`checksums.json` lists every stored chunk of every tensor file: [offset, bytes, sha256]. `state.json` is written last, lists every
-other file with its size, the small ones with their sha256, and carries one of itself. So a look at the small files tells whether
-anything is missing or cut, and each chunk is judged by whoever reads it, or all of them by `verify`.
+`checksums.json` lists every stored chunk of every tensor file: [offset, bytes, sha256]; `tensors.json` says what lies in them
+(`stored.py`). `state.json` is written last, lists every other file with its size, the small ones with their sha256, and carries one of
+itself. So a look at the small files tells whether anything is missing or cut, and each chunk is judged by whoever reads it, or all of
+them by `verify`. All that is read before a chunk is JSON: a checkpoint is data, whoever made it.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from megatron_ngpt.errors import CheckpointError, DamagedError
 
 STATE = "state.json"
 CHECKSUMS = "checksums.json"
-FORMAT = 2
+FORMAT = 3
 
 Chunks = list[tuple[int, int, str]]  # (offset, bytes, sha256) of a file's chunks, end to end
 
@@ -52,20 +53,30 @@ def read_state(directory: Path) -> dict:
         raise DamagedError(f"{directory} is not a complete checkpoint: it holds no {STATE}") from None
     except OSError as error:  # perhaps for a moment only, and no reason to give the checkpoint up
         raise CheckpointError(f"{directory / STATE} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError(f"{directory} is damaged: {STATE} cannot be read: {error}") from None
     if found != FORMAT:
         raise CheckpointError(f"{directory} has format {found}; this version reads format {FORMAT}")
     if state.pop("sha256", None) != _sha256_of(state):
         raise DamagedError(f"{directory} is damaged: {STATE} has not the checksum that was written with it")
-    for name, entry in state["files"].items():
-        _check_file(directory / name, entry)
+    try:
+        for name, entry in state["files"].items():
+            _check_file(directory / name, entry)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{directory} is damaged: the files that {STATE} lists cannot be read: {error!r}") from None
     return state
 
 
 def read_checksums(directory: Path) -> dict[str, Chunks]:
-    """The chunks of every tensor file of a checkpoint."""
-    return {name: [tuple(chunk) for chunk in chunks] for name, chunks in json.loads((directory / CHECKSUMS).read_text()).items()}
+    """The chunks of every tensor file of a checkpoint. Raises DamagedError."""
+    try:
+        listed = json.loads((directory / CHECKSUMS).read_text("utf-8"))
+        found = {_plain_name(name): [(int(at), int(size), str(hash_)) for at, size, hash_ in chunks] for name, chunks in listed.items()}
+        for name, chunks in found.items():
+            _check_extents(directory / name, chunks)
+        return found
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{directory} is damaged: {CHECKSUMS} cannot be read: {error}") from None
 
 
 def check_chunk(file: Path, offset: int, content: bytes, expected: str) -> None:
@@ -103,6 +114,24 @@ def verify(directory: Path, advance: Callable[[int], None] = lambda _: None) -> 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _plain_name(name: str) -> str:
+    """A file's name, which leads nowhere else; raises ValueError for a path."""
+    if Path(name).name != name:
+        raise ValueError(f"{name} is no name of a file")
+    return name
+
+
+def _check_extents(file: Path, chunks: Chunks) -> None:
+    """Raises ValueError for chunks that do not lie in the file, end to end."""
+    end = 0
+    for at, size, _ in chunks:
+        if at != end or size <= 0:
+            raise ValueError(f"the chunk of {size} bytes at {at} of {file.name} does not follow the one that ends at {end}")
+        end += size
+    if file.is_file() and file.stat().st_size != end:
+        raise ValueError(f"the chunks of {file.name} end at {end}, and it has {file.stat().st_size} bytes")
 
 
 def _check_file(file: Path, entry: dict) -> None:

@@ -1,34 +1,33 @@
-"""`torch.distributed.checkpoint`'s files, with a checksum for every chunk: made as it is written, checked as it is read."""
+"""Tensor files for `torch.distributed.checkpoint`, with a checksum for every chunk: made as it is written, checked as it is read.
+
+Where everything lies is JSON (`stored.py`), not that library's pickle, and chunks are unpacked by `torch.load` with `weights_only`: a
+checkpoint is data, whoever made it.
+"""
 
 import hashlib
 import io
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, _StorageInfo
+from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from megatron_ngpt.checkpoint.files import remove
+from megatron_ngpt.checkpoint.pieces import divided
 from megatron_ngpt.checkpoint.seal import Chunks, check_chunk, read_checksums
+from megatron_ngpt.checkpoint.stored import WrittenPiece, read_tensors_list, write_tensors_list
 from megatron_ngpt.errors import DamagedError
 
 READERS = 4  # threads of a rank that read, check and unpack chunks
-
-
-@dataclass(frozen=True)
-class CheckedResult(WriteResult):
-    """Where a rank wrote a chunk, and the checksum of what it wrote."""
-
-    sha256: str
 
 
 class Writer(FileSystemWriter):
@@ -48,31 +47,42 @@ class Writer(FileSystemWriter):
         self.path.mkdir(parents=True)
         return super().prepare_global_plan(plans)
 
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[CheckedResult]]:
-        """Write this rank's file. Overrides a method that lets `torch.save` write to the file itself, which on a full disk fails with an
-        error of the zip format's and not the disk's."""
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's file, a result for each piece. Overrides a method that lets `torch.save` write to the file itself, which on a
+        full disk fails with an error of the zip format's and not the disk's."""
         if not plan.items:
             return _done([])
-        name, results = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}", []
+        name, results, number = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}", [], 0
         with open(self.path / name, "wb") as file:
             for item in plan.items:
-                content = io.BytesIO()
-                torch.save(planner.resolve_data(item).clone(), content)  # a view alone would be saved with all that it is a view of
-                place = _StorageInfo(name, file.tell(), content.tell())
-                file.write(content.getbuffer())
-                results.append(CheckedResult(item.index, place.length, place, hashlib.sha256(content.getbuffer()).hexdigest()))
+                view, rows, chunks = planner.lookup_object(item.index), [], []
+                for part in divided(view, item.index.offset[0]):
+                    chunks.append(_write_chunk(file, part))
+                    rows.append(len(part))
+                piece = WrittenPiece(name, number, list(view.shape[1:]), rows, chunks)
+                results.append(WriteResult(item.index, sum(size for _, size, _ in chunks), piece))
+                number += len(chunks)
             file.flush()
             os.fsync(file.fileno())
         return _done(results)
 
-    def finish(self, metadata: Metadata, results: list[list[CheckedResult]]) -> None:
-        """On the coordinator, when every rank has written."""
-        super().finish(metadata, results)
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """On the coordinator, when every rank has written. Overrides a method that writes a pickle."""
+        written = [(result.index, result.storage_data) for of_rank in results for result in of_rank]
+        write_tensors_list(self.path, {name: stored.size for name, stored in metadata.state_dict_metadata.items()}, written)
         checksums: dict[str, Chunks] = {}
-        for result in (result for of_rank in results for result in of_rank):
-            stored = result.storage_data
-            checksums.setdefault(stored.relative_path, []).append((stored.offset, stored.length, result.sha256))
-        self._close({name: sorted(chunks) for name, chunks in checksums.items()})
+        for _, piece in written:
+            checksums.setdefault(piece.file, []).extend(piece.chunks)
+        self._close(checksums)
+
+
+def _write_chunk(file: BinaryIO, part: torch.Tensor) -> tuple[int, int, str]:
+    """(offset, bytes, sha256) of what was written."""
+    content = io.BytesIO()
+    torch.save(part.clone(), content)  # a view alone would be saved with all that it is a view of
+    at = file.tell()
+    file.write(content.getbuffer())
+    return at, content.tell(), hashlib.sha256(content.getbuffer()).hexdigest()
 
 
 class Reader(FileSystemReader):
@@ -85,15 +95,18 @@ class Reader(FileSystemReader):
     def __init__(self, directory: Path):
         super().__init__(directory)
         self.bytes_read = 0
-        listed = read_checksums(directory)
-        self._sha256 = {(name, offset): sha256 for name, chunks in listed.items() for offset, _, sha256 in chunks}
+        self._metadata = read_tensors_list(directory, read_checksums(directory))
+
+    def read_metadata(self, *_, **__) -> Metadata:
+        """What `tensors.json` says. Overrides a method that unpickles a file."""
+        return self._metadata
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Fill the planner's tensors. Raises DamagedError."""
         wanted: dict[str, dict[int, list[ReadItem]]] = {}
         for item in plan.items:
             stored = self.storage_data[item.storage_index]
-            wanted.setdefault(stored.relative_path, {}).setdefault(stored.offset, []).append(item)
+            wanted.setdefault(stored.file, {}).setdefault(stored.offset, []).append(item)
         with ThreadPoolExecutor(READERS) as pool:
             for name, chunks in sorted(wanted.items()):
                 try:
@@ -107,15 +120,27 @@ class Reader(FileSystemReader):
     def _read_chunk(self, file: int, planner: LoadPlanner, items: list[ReadItem]) -> int:
         """Check a chunk, and copy what the items want of it; returns its bytes."""
         stored = self.storage_data[items[0].storage_index]
-        content = os.pread(file, stored.length, stored.offset)
-        check_chunk(self.path / stored.relative_path, stored.offset, content, self._sha256[stored.relative_path, stored.offset])
-        chunk = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        content = os.pread(file, stored.bytes, stored.offset)
+        check_chunk(self.path / stored.file, stored.offset, content, stored.sha256)
+        chunk = _unpacked(content)
+        if chunk is None or chunk.shape != stored.shape:
+            wanted = f"no tensor of shape {list(stored.shape)} at byte {stored.offset}"
+            raise DamagedError(f"{self.path} is damaged: {stored.file} holds {wanted}")
         for item in items:
             target = planner.resolve_tensor(item)
             region = tuple(slice(at, at + size) for at, size in zip(item.storage_offsets, item.lengths, strict=True))
             target.copy_(chunk[region])
             planner.commit_tensor(item, target)
         return len(content)
+
+
+def _unpacked(content: bytes) -> torch.Tensor | None:
+    """The fp32 tensor in a chunk; None for anything else, which is never run."""
+    try:
+        chunk = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception:  # there are as many kinds as there are ways to be no such file
+        return None
+    return chunk if isinstance(chunk, torch.Tensor) and chunk.dtype == torch.float32 else None
 
 
 def _done(value) -> Future:

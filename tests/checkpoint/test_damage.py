@@ -15,7 +15,7 @@ from megatron_ngpt.errors import CheckpointError, DamagedError
 from tests.checkpoint.damage import flip
 from tests.checkpoint.layouts import Layout, build, fill, run_ranks
 
-FILES = ["state.json", "checksums.json", ".metadata", "__0_0.distcp", "__1_0.distcp"]
+FILES = ["state.json", "checksums.json", "tensors.json", "__0_0.distcp", "__1_0.distcp"]
 TWO = Layout(data=2, partition=True)
 STATE = {"tokens": 5, "saved": "then", "recipe": {"parallel": {"tensor": 1, "pipeline": 1}, "deepspeed": "zero2.json"}}
 
@@ -119,16 +119,16 @@ def test_odd_choices_are_told(run):
     (newest.parent / "latest").write_text("step-00000099\n")
     found, notes = catalogue.find("auto")
     assert found == newest and len(notes) == 1 and "step-00000099" in notes[0]
-    (newest / ".metadata").unlink()
+    (newest / "tensors.json").unlink()
     found, notes = catalogue.find("auto")
-    assert found.name == "step-00000001" and any(".metadata is missing" in note for note in notes)
+    assert found.name == "step-00000001" and any("tensors.json is missing" in note for note in notes)
 
 
 def test_another_format_is_no_damage(run):
     output, newest = run
     state = json.loads((newest / "state.json").read_text())
-    (newest / "state.json").write_text(json.dumps({**state, "format": 1}))
-    with pytest.raises(CheckpointError, match="has format 1; this version reads format 2"):
+    (newest / "state.json").write_text(json.dumps({**state, "format": 2}))
+    with pytest.raises(CheckpointError, match="has format 2; this version reads format 3"):
         Catalogue(output).find("auto")
     CheckpointStore(output, 1, 0).tidy()
     assert newest.is_dir()
@@ -136,7 +136,7 @@ def test_another_format_is_no_damage(run):
 
 def test_damaged_ones_are_put_aside_and_go_when_enough_good_ones_are_there(run):
     output, newest = run
-    (newest / ".metadata").unlink()
+    (newest / "tensors.json").unlink()
     CheckpointStore(output, keep=2, keep_every=0).tidy()
     names = sorted(path.name for path in newest.parent.iterdir())
     assert names == ["latest", "step-00000001", "step-00000002.damaged"]

@@ -1,11 +1,13 @@
 """A checkpoint of any layout is read bit for bit by any other, weights and moments."""
 
+import json
 from unittest.mock import patch
 
 import pytest
 
 from megatron_ngpt.checkpoint import dcp
 from megatron_ngpt.checkpoint.dcp import StoredTensors, load
+from megatron_ngpt.checkpoint.pieces import AS_GIVEN, LoadPlanner, SavePlanner, held_tensors
 from megatron_ngpt.checkpoint.saver import save
 from megatron_ngpt.checkpoint.storage import Reader
 from megatron_ngpt.errors import CheckpointError
@@ -129,3 +131,20 @@ def test_a_rank_reads_its_share_and_no_more_than_chunks_at_its_ends(tmp_path):
             for read, share in of_rank:
                 # Of the weights and both moments, a chunk at either end of what ZeRO gave it; each chunk has a header of a kilobyte.
                 assert share <= read <= 1.005 * share + 3 * 2 * 2**20
+
+
+def test_plans_grow_with_the_parameters_and_not_with_the_bytes(tmp_path):
+    """Rank 0 gathers every rank's plan: an item a piece to save, none to load; and a chunk costs its list a number."""
+    shards, optimizer = build(Layout(model=WIDE), 0)
+    fill(shards, optimizer, SEED, STEP)
+    tensors = held_tensors(shards, optimizer)
+    planner = SavePlanner(**AS_GIVEN)
+    planner.set_up_planner(tensors)
+    assert len(planner.create_local_plan().items) == len(tensors)
+    save(tmp_path / "saved", shards, optimizer, {"step": STEP})
+    stored = json.loads((tmp_path / "saved" / "tensors.json").read_text())
+    assert {name: len(tensor["pieces"]) for name, tensor in stored.items()} == dict.fromkeys(tensors, 1)
+    assert len(stored["weights/model.layers.0.mlp.up_proj.weight"]["pieces"][0]["rows"]) == 8
+    reading = LoadPlanner(**AS_GIVEN)
+    reading.set_up_planner(tensors, Reader(tmp_path / "saved").read_metadata())
+    assert reading.create_local_plan().items == []

@@ -88,7 +88,7 @@ def test_latest_is_not_relied_on(run, latest):
     assert store.catalogue.newest() == newest
 
 
-@pytest.mark.parametrize("lost", ["state.json", ".metadata", "__0_0.distcp", "half of __0_0.distcp"])
+@pytest.mark.parametrize("lost", ["state.json", "tensors.json", "__0_0.distcp", "half of __0_0.distcp"])
 def test_newest_skips_the_incomplete(run, lost):
     store, shards, optimizer = run
     good = saved(store, 1, shards, optimizer)
@@ -105,8 +105,8 @@ def test_newest_skips_the_incomplete(run, lost):
 def test_auto_never_starts_over_from_damage(run):
     store, shards, optimizer = run
     assert store.catalogue.find("auto")[0] is None
-    (saved(store, 1, shards, optimizer) / ".metadata").unlink()
-    with pytest.raises(CheckpointError, match=r"\.metadata is missing; no good checkpoint in"):
+    (saved(store, 1, shards, optimizer) / "tensors.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tensors\.json is missing; no good checkpoint in"):
         store.catalogue.find("auto")
 
 
@@ -118,7 +118,7 @@ def test_find_by_path(run, tmp_path):
     assert store.catalogue.find(str(tmp_path))[0] == path
     with pytest.raises(ConfigError, match=r"checkpoint\.resume: .*nowhere"):
         store.catalogue.find(str(tmp_path / "nowhere"))
-    (path / ".metadata").unlink()
+    (path / "tensors.json").unlink()
     with pytest.raises(CheckpointError, match="is not complete"):
         find_checkpoint(path, "MODEL")
 

@@ -40,7 +40,7 @@ def save_run(output: Path, module: Decoder, tokenizer: str | None = None, bounda
         data=Data(tokenizer=tokenizer or "none", train=[Dataset(prefix="none")], document_boundaries=boundaries),
         training=Training(output=str(output)),
     )
-    state = {"recipe": recipe.model_dump(mode="json"), "vocabulary": module.blueprint.vocabulary}
+    state = {"recipe": recipe.model_dump(mode="json"), "vocabulary": module.blueprint.vocabulary, "tokens": 384, "saved": "then"}
     store = CheckpointStore(output, 1, 0)
     store.save(3, shards_of(module), None, state, {"tokenizer.model": Path(tokenizer).read_bytes()} if tokenizer else {})
     return store.wait().path

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from megatron_ngpt import cli
 from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.inference.load import load_model
 from megatron_ngpt.parallel.grid import make_grid
+from tests.checkpoint.hostile import plain, put, zipped
 from tests.checkpoint.trained import make_model, save_run
 from tests.on_ranks import on_ranks
 
@@ -258,6 +260,17 @@ def test_paths_that_are_not_there(monkeypatch, capsys, tmp_path, options, said):
     monkeypatch.setattr(sys, "argv", ["ngpt", "harness", "run", "--tasks", "x", *options])
     assert cli.main() == 2
     assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_hostile_checkpoint_is_not_run(lab, own_tasks_alone, monkeypatch, capsys, tmp_path):
+    shutil.copytree(lab.run, tmp_path / "run")
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    put(checkpoint, ".metadata", plain(tmp_path / "marker"))
+    put(checkpoint, "__0_0.distcp", zipped(tmp_path / "marker"))
+    command = ["ngpt", "harness", str(tmp_path / "run"), "--tasks", "tiny_choice", "--include_path", str(lab.directory)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert cli.main() == 1 and "__0_0.distcp holds no tensor" in capsys.readouterr().err
+    assert not (tmp_path / "marker").exists()
 
 
 def test_without_the_extra_it_says_what_to_install():
