@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from data_tools.arguments import ManyInputs, find_files, unescape
+from megatron_ngpt.console import show_anything
 from megatron_ngpt.data.tape import find_prefixes
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import ConfigError, DataError, NgptError
@@ -162,6 +163,7 @@ def show_batch(
 
 def main() -> None:
     """Run a command; a mistake is told in single lines and leaves with 2, a failure with 1."""
+    show_anything()
     try:
         app()
     except NgptError as error:

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 def curve(run: Path, key: str) -> tuple[list[int], list[float]]:
     """Steps and values of one key of a run's metrics.jsonl."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
     return [step for step, _ in found], [value for _, value in found]
 

@@ -11,6 +11,7 @@ import typer
 
 from megatron_ngpt.config.place import read_place
 from megatron_ngpt.config.reference import help_text
+from megatron_ngpt.console import show_anything, unknown_character
 from megatron_ngpt.errors import ConfigError, NgptError
 
 app = typer.Typer(
@@ -40,9 +41,11 @@ def check(
 
     Prints one line: layout, parameters, memory a rank. Keys are set with --section.key=value.
     """
+    from megatron_ngpt.training.entry import parse
     from megatron_ngpt.training.preflight import preflight, summary
 
-    print(summary(preflight(recipe, context.args, ranks)))
+    arguments = parse([recipe, *context.args])
+    print(summary(preflight(arguments.recipe, arguments.overrides, ranks)))
 
 
 @app.command()
@@ -150,10 +153,13 @@ def verify_checkpoints(directory: Annotated[Path, CHECKPOINTS]) -> None:
 
 def main() -> int:
     """Entry point of the console script; returns the exit status."""
+    show_anything()
     try:
         return app(prog_name="ngpt", standalone_mode=False) or 0
     except NgptError as error:
         return _leave(str(error), error.exit_code)
+    except UnicodeEncodeError as error:
+        return _leave(unknown_character(error), ConfigError.exit_code)
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "ngpt"

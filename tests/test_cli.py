@@ -38,7 +38,7 @@ def test_help_is_complete(ngpt):
     (["check"], "ngpt check: Missing argument 'RECIPE.yaml'"),
     (["check", "r.yaml", "--ranks", "two"], "ngpt check: Invalid value for '--ranks'"),
     (["check", "r.yaml", "--ranks", "0"], "ranks = 0: must be at least 1"),
-    (["check", "r.yaml", "extra"], "extra: not an option; a key of the recipe is set with --section.key=value"),
+    (["check", "r.yaml", "extra"], "extra: one recipe is enough (r.yaml); keys are set with --section.key=value"),
     (["check", "gone.yaml"], "gone.yaml: cannot read the recipe"),
 ])
 def test_wrong_usage_is_one_line_and_2(ngpt, tmp_path, monkeypatch, argv, said):

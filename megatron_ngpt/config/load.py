@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from megatron_ngpt.config import text
-from megatron_ngpt.config.mistakes import dotted, explain, section_of, shown
+from megatron_ngpt.config.mistakes import dotted, explain, misspelt, section_of, shown, takes_text
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.errors import ConfigError
 
@@ -51,7 +51,7 @@ def read_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Readi
     except ConfigError as error:
         return Reading(None, error.problems)
     problems = []
-    for argument in overrides:
+    for argument in with_their_values(overrides):
         try:
             tree = _override(tree, argument)
         except ConfigError as error:
@@ -82,12 +82,28 @@ def _sections(path: str) -> dict:
     return empty | {key: value for key, value in tree.items() if value is not None or key not in empty}
 
 
+def with_their_values(arguments: list[str] | tuple[str, ...]) -> list[str]:
+    """Command-line arguments with `--key` and the word after it, its value without the equals sign, put together as `--key value`."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and _lacks_value(joined[-1]) and not argument.startswith("--") and not argument.endswith((".yaml", ".yml")):
+            joined[-1] = f"{joined[-1]} {argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _lacks_value(argument: str) -> bool:
+    return argument.startswith("--") and "=" not in argument and " " not in argument
+
+
 def _override(tree: dict, argument: str) -> dict:
     """The tree with the value of `--section.key=value` put in; a number in the key is a place in a list."""
     match = OVERRIDE.fullmatch(argument)
     if not match:
-        raise ConfigError(f"{argument}: not an option; a key of the recipe is set with --section.key=value")
-    key, value = match[1], text.parse(match[2], f"--{match[1]}")
+        raise ConfigError(f"{argument}: {misspelt(argument)}")
+    key, word = match[1], match[2]
+    value = _text(word, key) if takes_text(key) else text.parse(word, f"--{key}")
     *above, last = key.split(".")
     node: Any = (tree := copy.deepcopy(tree))
     for name, below in zip(above, key.split(".")[1:], strict=True):
@@ -98,6 +114,11 @@ def _override(tree: dict, argument: str) -> dict:
         node = node[place]
     _put(node, _place(node, last, key), value)
     return tree
+
+
+def _text(word: str, key: str) -> str | None:
+    """The word that the shell handed over, as it is; `null` stands for nothing where a key may have nothing."""
+    return None if word == "null" and takes_text(key, nothing=True) else word
 
 
 def _place(node: Any, name: str, key: str) -> str | int:

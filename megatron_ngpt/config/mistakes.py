@@ -2,7 +2,8 @@
 
 import difflib
 import json
-from typing import Any, get_args, get_origin
+import re
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -58,6 +59,55 @@ def _known_keys(location: tuple) -> str:
     if elsewhere:
         return f"did you mean {elsewhere[0]}?"
     return f"choose from {', '.join(known)}"
+
+
+def misspelt(argument: str) -> str:
+    """What to type instead of a command-line argument that is no `--section.key=value`."""
+    name, separator, value = re.fullmatch(r"-*([^=\s]*)([=\s]?)(.*)", argument, re.DOTALL).groups()
+    name = name.replace("-", "_")
+    key = name if takes(name) else _closest(name)
+    if argument.startswith("-") and key:
+        typed = f"--{key}={value if separator else 'VALUE'}"
+        return f"write {typed}, with the = sign" if key == name else f"did you mean {typed}?"
+    return "not an option; a key of the recipe is set with --section.key=value"
+
+
+def _closest(name: str) -> str | None:
+    """The key that is spelt nearly so, with or without its section."""
+    keys = every_key()
+    last = [key for key in keys if key.split(".")[-1] == name.split(".")[-1]]
+    found = last[:1] or difflib.get_close_matches(name, keys, n=1) or [
+        key for part in difflib.get_close_matches(name, [key.split(".")[-1] for key in keys], n=1)
+        for key in keys if key.split(".")[-1] == part
+    ]
+    return found[0] if found else None
+
+
+def takes(key: str) -> bool:
+    """Whether a recipe has this dotted key (a number stands for a place in a list)."""
+    return _annotation(key) is not None
+
+
+def takes_text(key: str, nothing: bool = False) -> bool:
+    """Whether the value of a dotted key is text, free or of a choice; with `nothing`: whether it may be null."""
+    annotation = _annotation(key)
+    kinds = {_plain(part) for part in (get_args(annotation) if type(None) in get_args(annotation) else [annotation])}
+    return type(None) in kinds if nothing else kinds - {type(None)} == {str}
+
+
+def _annotation(key: str) -> Any:
+    """The type of a key's value; None where there is no such key."""
+    *above, last = [name for name in key.split(".") if not name.isdigit()]
+    section = _at(above)
+    info = section.model_fields.get(last) if section else None
+    return info.annotation if info and not key.split(".")[-1].isdigit() else None
+
+
+def _plain(annotation: Any) -> Any:
+    """A type without its bounds; a choice of texts is a text."""
+    if get_origin(annotation) is Literal:
+        return str
+    return get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
 
 
 def every_key() -> list[str]:

@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from megatron_ngpt.config.mistakes import section_of
 from megatron_ngpt.config.recipe import Recipe
+from megatron_ngpt.console import show_anything
 
 
 @dataclass(frozen=True)
@@ -104,4 +105,5 @@ def _first_line(section: type[BaseModel]) -> str:
 
 
 if __name__ == "__main__":
+    show_anything()
     print(markdown())

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from megatron_ngpt.console import shows_everything
 from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.inference.cache import KeyValueCache
 from megatron_ngpt.inference.continuation import Continuation
@@ -187,4 +188,4 @@ def run(model: Path, prompts: list[str], request: Request, tensor: int, pipeline
 
 
 def _line(prompt: str, text: str) -> str:
-    return json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False)
+    return json.dumps({"prompt": prompt, "text": text}, ensure_ascii=not shows_everything())

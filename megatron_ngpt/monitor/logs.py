@@ -31,8 +31,9 @@ def configure_logging(output: Path, rank: int) -> Iterator[TextIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _flush()
     saved = {number: os.dup(number) for number in STANDARD_STREAMS}
+    encoding = getattr(sys.stdout, "encoding", None)
     file = path.open("a", encoding="utf-8", buffering=1)
-    with os.fdopen(os.dup(saved[1]), "w", buffering=1) as console:
+    with os.fdopen(os.dup(saved[1]), "w", buffering=1, encoding=encoding, errors="replace") as console:
         for number in STANDARD_STREAMS:
             os.dup2(file.fileno(), number)
         handler = _attach(file)

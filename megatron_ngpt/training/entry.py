@@ -4,12 +4,15 @@ Until the checks are passed, nothing here imports torch or DeepSpeed: a mistake 
 """
 
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass, field
 
+from megatron_ngpt.config.load import with_their_values
 from megatron_ngpt.config.place import Place, read_place, variables
 from megatron_ngpt.config.reference import help_text
+from megatron_ngpt.console import show_anything, unknown_character
 from megatron_ngpt.errors import ConfigError, NgptError, RankError
 from megatron_ngpt.training.preflight import preflight
 
@@ -22,6 +25,7 @@ Exit status: 0 success, 1 failure at run time, 2 a mistake in the recipe or the 
 
 """
 WAIT_SECONDS = 2.0
+LOCAL_RANK = re.compile(r"(--local[_-]rank)(?:[= ]|$)(.*)")
 
 
 @dataclass
@@ -32,9 +36,19 @@ class Arguments:
     overrides: list[str] = field(default_factory=list)
     local_rank: int | None = None
 
+    @property
+    def recipe(self) -> str:
+        """The one recipe. Raises ConfigError if there is none, or another word beside it."""
+        if not self.recipes:
+            raise ConfigError(f"RECIPE.yaml: missing; {USAGE} (--help lists every key)")
+        if len(self.recipes) > 1:
+            raise ConfigError(f"{self.recipes[1]}: one recipe is enough ({self.recipes[0]}); keys are set with --section.key=value")
+        return self.recipes[0]
+
 
 def main(argv: list[str]) -> int:
     """Run `pretrain.py` with these arguments (without the program's name); returns the exit status."""
+    show_anything()
     if "--help" in argv or "-h" in argv:
         print(HELP + help_text())
         return 0
@@ -42,15 +56,15 @@ def main(argv: list[str]) -> int:
     try:
         arguments = parse(argv)
         place = read_place(os.environ, arguments.local_rank)
-        if len(arguments.recipes) != 1:
-            raise ConfigError(_recipe_problem(arguments.recipes))
-        ready = preflight(arguments.recipes[0], arguments.overrides, place.world)
+        ready = preflight(arguments.recipe, arguments.overrides, place.world)
         os.environ.update(variables(place, os.environ))
         from megatron_ngpt.training.run import run
 
         return run(ready)
     except ConfigError as error:
         return _refuse(error, place)
+    except UnicodeEncodeError as error:
+        return _refuse(ConfigError(unknown_character(error)), place)
     except NgptError as error:
         if place.rank == 0 or isinstance(error, RankError):
             print(f"rank {place.rank}: {error}" if isinstance(error, RankError) else error, file=sys.stderr, flush=True)
@@ -59,11 +73,11 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> Arguments:
     """Sort the arguments. Raises ConfigError for a local rank that is no number; overrides are judged with the recipe."""
-    arguments, rest = Arguments(), iter(argv)
-    for argument in rest:
-        name, equals, value = argument.partition("=")
-        if name in ("--local_rank", "--local-rank"):
-            value = value if equals else next(rest, "")
+    arguments = Arguments()
+    for argument in with_their_values(argv):
+        launcher = LOCAL_RANK.fullmatch(argument)
+        if launcher:
+            name, value = launcher.groups()
             if not value.isdigit():
                 raise ConfigError(f"{name} = {value!r}: must be a whole number")
             arguments.local_rank = int(value)
@@ -72,12 +86,6 @@ def parse(argv: list[str]) -> Arguments:
         else:
             arguments.recipes.append(argument)
     return arguments
-
-
-def _recipe_problem(recipes: list[str]) -> str:
-    if not recipes:
-        return f"RECIPE.yaml: missing; {USAGE} (--help lists every key)"
-    return f"{recipes[1]}: one recipe is enough ({recipes[0]}); keys are set with --section.key=value, with the = sign"
 
 
 def _refuse(error: ConfigError, place: Place) -> int:

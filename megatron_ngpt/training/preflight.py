@@ -1,5 +1,6 @@
 """Everything about a run that can be refused, refused before torch and DeepSpeed are imported."""
 
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ def _follows_from(line: str, reading: Reading) -> bool:
 def _output_problems(recipe: Recipe) -> list[str]:
     """Whether the run directory can be written: tried in it, or in the nearest directory above it that exists."""
     output = Path(recipe.training.output)
+    os.fsencode(output)  # a name that this environment cannot write is told at the door
     existing = _nearest(output)
     key = f"training.output = {recipe.training.output}"
     if not existing.is_dir():

@@ -96,12 +96,10 @@ def test_a_later_override_wins_and_a_section_may_be_empty(recipe_file):
     ("--data.train.0=corpus", 'data.train.0 = "corpus": must be a mapping'),
     ("--data.train.0.split=1", "data.train.0.split = 1: must be less than 1"),
     ("--parallel.sequence=1", "parallel.sequence = 1: must be true or false"),
-    ("--training.output=7", "training.output = 7: must be text"),
-    ("--training.output=''", 'training.output = "": must not be empty'),
-    ("--checkpoint.resume=null", "checkpoint.resume = null: must be text"),
+    ("--training.output=", 'training.output = "": must not be empty'),
     ("--data.train.2.prefix=x", "--data.train.2.prefix: '2' is no place in a list of 1; choose 0 to 1"),
     ("--training.output.x=1", "--training.output.x: \"runs/x\" has no key 'x'"),
-    ("--model.layers", "--model.layers: not an option; a key of the recipe is set with --section.key=value"),
+    ("--model.layers", "--model.layers: write --model.layers=VALUE, with the = sign"),
     ("--data.train=[", "--data.train:1: not YAML: "),
 ])
 def test_a_mistake_is_one_line_with_key_value_and_remedy(recipe_file, override, said):
@@ -167,3 +165,15 @@ def test_every_key_is_listed_once():
     keys = every_key()
     assert len(keys) == len(set(keys))
     assert {"model.scales.logit.scale", "data.train.N.prefix", "optimizer.betas", "deepspeed"} <= set(keys)
+
+
+@pytest.mark.parametrize("word", ["/x/exp #1", "2024", "1e3", "true", "null", "[a]", "a: b", "'quoted'", "{x}", " spaced "])
+def test_for_a_key_of_text_the_shells_word_is_the_text(recipe_file, word):
+    assert load_recipe(recipe_file(SMALLEST), [f"--training.output={word}"]).training.output == word
+
+
+def test_other_values_are_yaml_and_null_is_nothing_where_that_may_be(recipe_file):
+    options = ["--checkpoint.initial=null", "--data.train=[{prefix: a, weight: 2e0}]", "--data.train.0.prefix=b #2", "--deepspeed=3"]
+    recipe = load_recipe(recipe_file(SMALLEST), options)
+    assert recipe.checkpoint.initial is None and recipe.deepspeed == "3"
+    assert recipe.data.train[0].model_dump() == {"prefix": "b #2", "weight": 2.0, "split": None, "name": None}

@@ -5,6 +5,7 @@ One process goes through all of them, as a user's `ngpt check` and `launch/pretr
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,14 @@ MISTAKES = {
     "wrong type": ("--model.layers=two", ['model.layers = "two"', "whole number"]),
     "out of range": ("--training.micro_batch=0", ["training.micro_batch = 0", "greater than 0"]),
     "unknown choice": ("--schedule.kind=linear", ['schedule.kind = "linear"', "'cosine', 'wsd' or 'constant'"]),
-    "no option": ("--model.layers", ["--model.layers", "--section.key=value"]),
+    "no option": ("--model.layers", ["--model.layers", "write --model.layers=VALUE"]),
+    "no equals sign": ("--training.steps 10", ["--training.steps 10: write --training.steps=10"]),
+    "no section": ("--lr 1e-3", ["--lr 1e-3: did you mean --optimizer.lr=1e-3?"]),
+    "no section, misspelt": ("--lr=1e-3", ["lr = 0.001", "did you mean optimizer.lr?"]),
+    "a dash for a line": ("--optimizer.weight-decay=0.1", ["write --optimizer.weight_decay=0.1"]),
+    "a word too many": ("extra", ["extra: one recipe is enough"]),
+    "text that is no choice": ("--schedule.kind=cosine #1", ['schedule.kind = "cosine #1"', "choose"]),
+    "empty text": ("--checkpoint.initial=", ['checkpoint.initial = ""', "must not be empty"]),
     "heads": ("--model.heads=3", ["model.heads = 3", "must divide model.hidden = 32", "choose 2 or 4"]),
     "ranks": ("--parallel.tensor=2", ["parallel.tensor = 2", "number of ranks, 1"]),
     "tensor": ("--parallel.tensor=8", ["parallel.tensor = 8", "must divide model.heads = 4", "choose 4"]),
@@ -100,7 +108,9 @@ def seen(good_recipe, corpus, tmp_path_factory):
 
 
 def _split(overrides: str) -> list[str]:
-    return [f"--{part}" for part in overrides.removeprefix("--").split(" --")]
+    """Options apart, and from an option the word that follows it without an equals sign."""
+    options = re.split(r" (?=--)", overrides)
+    return [word for option in options for word in ([option] if "=" in option else option.split(" "))]
 
 
 @pytest.mark.parametrize("door", ["check", "pretrain"])

@@ -1,0 +1,25 @@
+"""What a person sees: standard output on terminals and in logs that may not know every character."""
+
+import sys
+
+
+def show_anything() -> None:
+    """From now on a character that standard output's encoding lacks (`→` in Latin-1) is printed as `?`, and is no error.
+
+    Standard error escapes such characters by itself.
+    """
+    if hasattr(sys.stdout, "reconfigure"):  # not where a test or a notebook has put a stream of its own
+        sys.stdout.reconfigure(errors="replace")
+
+
+def shows_everything() -> bool:
+    """Whether standard output has every character. Where it has not, JSON is better escaped than replaced."""
+    return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+
+
+def unknown_character(error: UnicodeEncodeError) -> str:
+    """A line about a file's name or another text that has no form in the encoding of this environment."""
+    return (
+        f"{error.object!a}: cannot be written in the encoding {error.encoding} of this environment; "
+        "set LC_ALL=C.UTF-8 or PYTHONUTF8=1, or choose other characters"
+    )
