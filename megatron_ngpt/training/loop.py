@@ -7,24 +7,22 @@ from typing import TextIO
 
 import torch
 
-from megatron_ngpt.checkpoint.dcp import load
 from megatron_ngpt.checkpoint.exported import TOKENIZER
 from megatron_ngpt.checkpoint.files import write_text
-from megatron_ngpt.checkpoint.initial import load_initial
 from megatron_ngpt.checkpoint.saver import Saved
-from megatron_ngpt.checkpoint.seal import read_state
 from megatron_ngpt.checkpoint.store import CheckpointStore
 from megatron_ngpt.config.deepspeed_json import engine_config
 from megatron_ngpt.config.load import dump_recipe
 from megatron_ngpt.data.batches import Rows, training_batches, validation_batches
-from megatron_ngpt.errors import DamagedError, DataError, RankError, TrainingError
+from megatron_ngpt.errors import DataError, RankError, TrainingError
 from megatron_ngpt.monitor.flops import flops_per_token
 from megatron_ngpt.monitor.monitor import Monitor
 from megatron_ngpt.parallel.grid import make_grid
-from megatron_ngpt.parallel.together import from_first_rank, on_first_rank
+from megatron_ngpt.parallel.together import on_first_rank
 from megatron_ngpt.training.engine import Engine, StepResult
 from megatron_ngpt.training.preflight import Ready, space_warnings, summary
-from megatron_ngpt.training.resume import changes, check_continues, code_version, state_of
+from megatron_ngpt.training.record import code_version, state_of
+from megatron_ngpt.training.resume import Beginning
 from megatron_ngpt.training.schedule import learning_rate
 from megatron_ngpt.training.stop import StopRequest
 
@@ -40,15 +38,15 @@ class Trainer:
         self.train_data = training_batches(self.recipe)
         self.valid_data = validation_batches(self.recipe) if self.recipe.training.eval_every else {}
         self.store = CheckpointStore(self.output, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every)
-        found, notes = self._agree_on_checkpoint()
+        beginning = Beginning(self.recipe, self.vocabulary, self.train_data.fingerprint, self.store)
         config = engine_config(self.recipe, ready.deepspeed, self.grid.data.size)
         self.engine = Engine(self.recipe, self.vocabulary, config, self.grid, device)
-        self.step, notes = self._fill_weights(found, notes)
+        self.step = beginning.fill(self.engine)
         on_first_rank(self._settle, f"{self.output} could not be written")
         if self.recipe.checkpoint.every:
             self.store.prepare(self.engine.shards)
         self.monitor = Monitor(self.output, self.recipe.training.steps, self.step, self.grid.world.rank, console)
-        for line in (summary(ready), *notes, *space_warnings(ready)):
+        for line in (summary(ready), *beginning.notes, *space_warnings(ready)):
             self.monitor.message(line)
 
     def train(self) -> None:
@@ -130,44 +128,6 @@ class Trainer:
             steps = range(1, self.recipe.training.eval_batches + 1)
             losses[name] = sum(self.engine.evaluate(self._rows(source, step)) for step in steps) / len(steps)
         self.monitor.validation(self.step, sum(losses.values()) / len(losses), losses)
-
-    def _agree_on_checkpoint(self) -> tuple[Path | None, list[str]]:
-        """The checkpoint to continue from, as rank 0 finds it, and what to tell about it (collective)."""
-        return from_first_rank(self._find_checkpoint, f"{self.output} could not be resumed")
-
-    def _find_checkpoint(self) -> tuple[Path | None, list[str]]:
-        self.store.catalogue.rescue()
-        found, notes = self.store.catalogue.find(self.recipe.checkpoint.resume)
-        if found is None:
-            return None, notes
-        state = read_state(found)
-        check_continues(state, self.recipe, self.vocabulary, self.train_data.fingerprint)
-        return found, [*notes, f"continues from {found}", *changes(state, self.recipe)]
-
-    def _fill_weights(self, found: Path | None, notes: list[str]) -> tuple[int, list[str]]:
-        """Masters (and moments) from the checkpoint, an exported model or the seed; returns the step they are of, and what to tell.
-
-        Where `checkpoint.resume` leaves the choice, a checkpoint that proves damaged makes way for the one before it.
-        """
-        aside = []
-        while found:
-            try:
-                step = load(found, self.engine.shards, self.engine.base)["step"]
-                self.engine.publish()
-                return step, [*aside, *notes]
-            except DamagedError as error:
-                if self.recipe.checkpoint.resume != "auto":
-                    raise
-                on_first_rank(lambda damaged=found: self.store.set_aside(damaged), f"{found} could not be put aside")
-                aside.append(f"{error}; put aside")
-                found, notes = self._agree_on_checkpoint()
-        if not self.recipe.checkpoint.initial:
-            self.engine.initialise()
-            return 0, notes
-        load_initial(Path(self.recipe.checkpoint.initial), self.engine.shards, self.engine.blueprint)
-        self.engine.renormaliser.renormalise()
-        self.engine.publish()
-        return 0, notes
 
     def _settle(self) -> None:
         """Rank 0's part of a start: what every checkpoint will carry, the run directory tidy, and the recipe in it."""

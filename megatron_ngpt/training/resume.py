@@ -1,115 +1,65 @@
-"""What a checkpoint remembers of a run beside its tensors, and whether a recipe continues it: what makes another model or other data
-is refused, what may change is told."""
+"""How a run begins: at a checkpoint of its own or of another, in whatever layout that was saved, at an exported model, or from its seed."""
 
-import subprocess
-import time
-from importlib.metadata import version
 from pathlib import Path
 
-import megatron_ngpt
-from megatron_ngpt.checkpoint.exported import TOKENIZER
-from megatron_ngpt.checkpoint.seal import sha256
+from megatron_ngpt.checkpoint.dcp import load
+from megatron_ngpt.checkpoint.initial import load_initial
+from megatron_ngpt.checkpoint.seal import read_state
+from megatron_ngpt.checkpoint.store import CheckpointStore
 from megatron_ngpt.config.recipe import Recipe
-from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.errors import DamagedError
+from megatron_ngpt.parallel.together import from_first_rank, on_first_rank
+from megatron_ngpt.training.engine import Engine
+from megatron_ngpt.training.record import changes, check_continues
 
-FREE_MODEL_KEYS = {"embedding_shard", "residual_dtype", "context"}  # layout and precision, and a length that rotary embeddings can change
-FREE_SECTIONS = ("optimizer", "schedule", "training", "parallel")
-UNTOLD_KEYS = {"training.output", "training.seed"}  # where the run lies is no change of it; the seed is judged with the data
 
+class Beginning:
+    """The checkpoint that a run continues from, found and judged before its engine is built (collective to construct).
 
-def state_of(recipe: Recipe, step: int, vocabulary: int, fingerprint: str, code: str) -> dict:
-    """The state that a checkpoint of `step` carries.
-
-    The learning rate and the samples of a step are functions of the recipe and the step, and nothing draws random numbers once the
-    model is made from the seed: `recipe` (with the seed) and `step` are the schedule's, the data's and the random state.
+    Attributes:
+        found: the checkpoint's directory; None for a run that begins at step 0.
+        notes: what to tell a person about it.
     """
-    samples = step * recipe.training.global_batch
-    return {
-        "samples": samples,
-        "tokens": samples * recipe.model.context,
-        "fingerprint": fingerprint,
-        "recipe": recipe.model_dump(mode="json"),
-        "vocabulary": vocabulary,
-        "tokenizer": recipe.data.tokenizer,
-        "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "code": code,
-        "packages": {name: version(name) for name in ("torch", "deepspeed")},
-    }
 
+    def __init__(self, recipe: Recipe, vocabulary: int, fingerprint: str, store: CheckpointStore):
+        self._recipe, self._vocabulary, self._fingerprint, self._store = recipe, vocabulary, fingerprint, store
+        self._agree()
 
-def code_version() -> str:
-    """The version of the project, with the commit where it runs from a git checkout (`+` = changed since)."""
-    root = Path(megatron_ngpt.__file__).parents[1]
-    if not (root / ".git").exists():
-        return megatron_ngpt.__version__
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return megatron_ngpt.__version__
-    return f"{megatron_ngpt.__version__} {commit}"
+    def fill(self, engine: Engine) -> int:
+        """Masters (and moments) from the checkpoint, an exported model or the seed; returns the step they are of (collective).
 
+        Where `checkpoint.resume` leaves the choice, a checkpoint that proves damaged makes way for the one before it.
+        """
+        aside = []
+        while self.found:
+            try:
+                step = load(self.found, engine.shards, engine.base)["step"]
+                engine.publish()
+                self.notes = [*aside, *self.notes]
+                return step
+            except DamagedError as error:
+                if self._recipe.checkpoint.resume != "auto":
+                    raise
+                on_first_rank(lambda: self._store.set_aside(self.found), f"{self.found} could not be put aside")
+                aside.append(f"{error}; put aside")
+                self._agree()
+        if self._recipe.checkpoint.initial:
+            load_initial(Path(self._recipe.checkpoint.initial), engine.shards, engine.blueprint)
+            engine.renormaliser.renormalise()
+            engine.publish()
+        else:
+            engine.initialise()
+        return 0
 
-def contradictions(state: dict, recipe: Recipe, vocabulary: int, fingerprint: str) -> list[str]:
-    """A line for each value of the recipe with which the run of a checkpoint's `state` can't go on; both values are in it."""
-    problems = []
-    old, new = state["recipe"], recipe.model_dump(mode="json")
-    for key, value in new["model"].items():
-        if key not in FREE_MODEL_KEYS | {"vocab"} and old["model"].get(key) != value:
-            problems.append(_line(f"model.{key}", value, old["model"].get(key)))
-    if new["training"]["global_batch"] != old["training"]["global_batch"]:  # the place in the data is steps · global_batch
-        problems.append(_line("training.global_batch", new["training"]["global_batch"], old["training"]["global_batch"]))
-    trained, given = tokenizer_sha256(state), sha256(Path(new["data"]["tokenizer"]))
-    if trained not in (None, given):
-        shown = [f"{path} (SHA-256 {digest[:12]})" for path, digest in ((recipe.data.tokenizer, given), (state["tokenizer"], trained))]
-        problems.append(_line("data.tokenizer", *shown))
-    if vocabulary != state["vocabulary"]:
-        problems.append(_line("model.vocab", vocabulary, state["vocabulary"]))
-    if fingerprint != state["fingerprint"]:
-        problems.append(_data_line(old, new))
-    return problems
+    def _agree(self) -> None:
+        """On the checkpoint that rank 0 finds, and what it has to tell about it (collective)."""
+        self.found, self.notes = from_first_rank(self._find, f"{self._recipe.training.output} could not be resumed")
 
-
-def tokenizer_sha256(state: dict) -> str | None:
-    """Of the tokenizer that lies in a checkpoint."""
-    return state["files"].get(TOKENIZER, {}).get("sha256")
-
-
-def check_continues(state: dict, recipe: Recipe, vocabulary: int, fingerprint: str) -> None:
-    """Raises ConfigError with every contradiction."""
-    problems = contradictions(state, recipe, vocabulary, fingerprint)
-    if problems:
-        raise ConfigError(*problems)
-
-
-def changes(state: dict, recipe: Recipe) -> list[str]:
-    """What the recipe changes of the checkpoint's run, of what may change: `section.key: old → new`."""
-    found = []
-    new = recipe.model_dump(mode="json")
-    for section in FREE_SECTIONS:
-        for key, value in new[section].items():
-            before = state["recipe"][section].get(key)
-            if before != value and f"{section}.{key}" not in UNTOLD_KEYS:
-                found.append(f"{section}.{key}: {before} → {value}")
-    if state["recipe"]["deepspeed"] != recipe.deepspeed:
-        found.append(f"deepspeed: {state['recipe']['deepspeed']} → {recipe.deepspeed}")
-    return found
-
-
-def _line(key: str, value, before) -> str:
-    return f"{key} = {value}: the checkpoint was trained with {before}; use that, or start afresh with another training.output"
-
-
-def _data_line(old: dict, new: dict) -> str:
-    pairs = [
-        ("training.seed", new["training"]["seed"], old["training"]["seed"]),
-        ("model.context", new["model"]["context"], old["model"]["context"]),
-        ("data.train", new["data"]["train"], old["data"]["train"]),
-    ]
-    for key, value, before in pairs:
-        if value != before:
-            return _line(key, value, before)
-    return (
-        f"data.train = {new['data']['train']}: the files under these names are not the ones the checkpoint was trained on; "
-        f"put those back, or start afresh with another training.output"
-    )
+    def _find(self) -> tuple[Path | None, list[str]]:
+        self._store.catalogue.rescue()
+        found, notes = self._store.catalogue.find(self._recipe.checkpoint.resume)
+        if found is None:
+            return None, notes
+        state = read_state(found)
+        check_continues(state, self._recipe, self._vocabulary, self._fingerprint)
+        return found, [*notes, f"continues from {found}", *changes(state, self._recipe)]

@@ -31,19 +31,21 @@ FEW = [LAYOUTS[number] for number in (2, 4, 8, 9)]  # for every test run; all of
 def look_after_loading(output: Path) -> None:
     """On a rank, before its run: let it write `loaded-RANK.json`, whether masters and moments are bit for bit what is stored, and the
     largest |‖w‖ − 1| of the stored rows that it holds a part of."""
-    from megatron_ngpt.training.loop import Trainer
+    import torch.distributed as dist
 
-    original = getattr(Trainer._fill_weights, "__wrapped__", Trainer._fill_weights)
+    from megatron_ngpt.training.resume import Beginning
+
+    original = getattr(Beginning.fill, "__wrapped__", Beginning.fill)
 
     @functools.wraps(original)
-    def fill_weights(self, found, notes):
-        step, notes = original(self, found, notes)
-        problems, error = compare(found, self.engine.shards, self.engine.base)
+    def fill(self, engine):
+        step = original(self, engine)
+        problems, error = compare(self.found, engine.shards, engine.base)
         report = {"step": step, "problems": problems, "norm_error": error}
-        (output / f"loaded-{self.grid.world.rank}.json").write_text(json.dumps(report))
-        return step, notes
+        (output / f"loaded-{dist.get_rank()}.json").write_text(json.dumps(report))
+        return step
 
-    Trainer._fill_weights = fill_weights
+    Beginning.fill = fill
 
 
 def compare(path: Path, shards: dict, optimizer) -> tuple[list[str], float]:
