@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from data_tools.arguments import ManyInputs, find_files, unescape
+from megatron_ngpt.arguments import LARGEST_COUNT, LARGEST_SEED, finite, usage_line
 from megatron_ngpt.console import show_anything
 from megatron_ngpt.data.tape import find_prefixes
 from megatron_ngpt.data.tokenizer import Tokenizer
@@ -15,24 +16,29 @@ from megatron_ngpt.errors import ConfigError, DataError, NgptError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="From text to verified, memory-mapped token datasets (PREFIX.bin + PREFIX.idx, Megatron's layout).")
 
+PROGRAM = "python -m data_tools"
+MOST_WORKERS = 1024
+LARGEST_SAMPLE = 10**12
 FILES = "JSONL (.jsonl .json .ndjson), .parquet, or plain text (any other name); text and JSONL also as .gz or .zst"
 Input = Annotated[list[str], typer.Option("--input", metavar="FILE...", help=f"files and globs: {FILES}", show_default=False)]
 TextKey = Annotated[str, typer.Option("--text_key", help="key or column that holds a document's text (JSONL, Parquet)")]
 SplitOn = Annotated[str | None, typer.Option("--split_on", help=r"separator between the documents of plain text (\n, \t, \\ "
                                              "are understood); without it a file is a document")]
 Output = Annotated[str, typer.Option("--output", metavar="PREFIX", help="dataset to write", show_default=False)]
-ShuffleSeed = Annotated[int | None, typer.Option("--shuffle_seed", help="shuffle the documents by this seed")]
+ShuffleSeed = Annotated[int | None, typer.Option("--shuffle_seed", min=0, max=LARGEST_SEED, help="shuffle the documents by this seed")]
 
 
 @app.command("train-tokenizer", cls=ManyInputs)
 def train_tokenizer(
     input: Input,
-    vocab_size: Annotated[int, typer.Option("--vocab_size", help="entries, 256 single bytes among them", show_default=False)],
+    vocab_size: Annotated[int, typer.Option("--vocab_size", max=LARGEST_COUNT, show_default=False,
+                                                 help="entries, 256 single bytes among them")],
     output: Annotated[str, typer.Option("--output", help="P, to write P.model", show_default=False)],
     model: Annotated[str, typer.Option("--model", help="bpe or unigram")] = "bpe",
     text_key: TextKey = "text",
     split_on: SplitOn = None,
-    sample_bytes: Annotated[int, typer.Option("--sample_bytes", help="text to train on, spread over the input")] = 50_000_000,
+    sample_bytes: Annotated[int, typer.Option("--sample_bytes", min=1, max=LARGEST_SAMPLE,
+                                                   help="text to train on, spread over the input")] = 50_000_000,
 ) -> None:
     """Train a SentencePiece tokenizer that keeps newlines and runs of spaces and spells any text (byte fallback)."""
     from data_tools.train_tokenizer import Options
@@ -48,7 +54,8 @@ def preprocess(
     input: Input,
     tokenizer: Annotated[str, typer.Option("--tokenizer", help="a SentencePiece .model file", show_default=False)],
     output: Output,
-    workers: Annotated[int, typer.Option("--workers", help="processes that tokenise; 0 = one for each processor")] = 0,
+    workers: Annotated[int, typer.Option("--workers", min=0, max=MOST_WORKERS,
+                                              help="processes that tokenise; 0 = one for each processor")] = 0,
     text_key: TextKey = "text",
     split_on: SplitOn = None,
     shuffle_seed: ShuffleSeed = None,
@@ -59,10 +66,6 @@ def preprocess(
     from data_tools.preprocess import preprocess as run
 
     separator = None if split_on is None else unescape(split_on)
-    if split_on == "":
-        raise ConfigError(r"--split_on '': an empty separator separates nothing; give one such as '\n\n'")
-    if workers < 0:
-        raise ConfigError(f"--workers {workers}: give 1 or more, or 0 for one a processor")
     workers = workers or len(os.sched_getaffinity(0))
     meta = run(Options(find_files(input), tokenizer, output, workers, text_key, separator, shuffle_seed, skip_malformed))
     if not meta:
@@ -90,9 +93,9 @@ def split(
     input: Annotated[str, typer.Option("--input", metavar="PREFIX", help="a dataset", show_default=False)],
     output: Annotated[str, typer.Option("--output", metavar="PREFIX", help="to write PREFIX-train, -valid, -test",
                                         show_default=False)],
-    valid: Annotated[float, typer.Option("--valid", help="share of the documents for validation")] = 0.01,
-    test: Annotated[float, typer.Option("--test", help="share of the documents for testing")] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", help="chooses the documents")] = 0,
+    valid: Annotated[float, typer.Option("--valid", callback=finite, help="share of the documents for validation")] = 0.01,
+    test: Annotated[float, typer.Option("--test", callback=finite, help="share of the documents for testing")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="chooses the documents")] = 0,
 ) -> None:
     """Part a dataset by document into train, valid and test, each in its order."""
     from data_tools.split import split as run
@@ -105,8 +108,8 @@ def split(
 def inspect(
     prefix: Annotated[str, typer.Argument(help="a dataset", show_default=False)],
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="to decode samples, count byte-fallback tokens")] = None,
-    samples: Annotated[int, typer.Option("--samples", help="documents to decode the beginning of")] = 3,
-    seed: Annotated[int, typer.Option("--seed", help="chooses those documents")] = 0,
+    samples: Annotated[int, typer.Option("--samples", min=0, max=LARGEST_COUNT, help="documents to decode the beginning of")] = 3,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="chooses those documents")] = 0,
     png: Annotated[str | None, typer.Option("--png", help="also draw the histogram of lengths to this file")] = None,
 ) -> None:
     """Show what is in a dataset: documents, tokens, their lengths, and with a tokenizer texts and byte-fallback tokens."""
@@ -144,7 +147,7 @@ def verify(
 def show_batch(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="RECIPE.yaml, and any --section.key=value after it", show_default=False)],
-    step: Annotated[int, typer.Option("--step", help="step, from 1 on", show_default=False)],
+    step: Annotated[int, typer.Option("--step", min=1, max=LARGEST_COUNT, help="step, from 1 on", show_default=False)],
     output: Annotated[str | None, typer.Option("--output", help="F.npy: int32 [global_batch, context + 1]")] = None,
     decode: Annotated[bool, typer.Option("--decode", help="print each sample's text, its document and offset")] = False,
 ) -> None:
@@ -165,7 +168,10 @@ def main() -> None:
     """Run a command; a mistake is told in single lines and leaves with 2, a failure with 1."""
     show_anything()
     try:
-        app()
+        sys.exit(app(prog_name=PROGRAM, standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        print(usage_line(error, PROGRAM), file=sys.stderr)
+        sys.exit(error.exit_code)
     except NgptError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -5,6 +5,7 @@ import os
 
 from typer.core import TyperCommand
 
+from megatron_ngpt.arguments import require_text
 from megatron_ngpt.errors import ConfigError
 
 
@@ -46,11 +47,9 @@ def find_files(patterns: list[str]) -> list[str]:
     return files
 
 
-def at_least(option: str, value: float, least: float) -> list[str]:
-    """A line if an option's value is below what makes sense."""
-    return [] if value >= least else [f"{option}: {value} is too small; give {least} or more"]
-
-
 def unescape(separator: str) -> str:
-    r"""A separator as typed, with \n, \t and \\ standing for newline, tab and backslash."""
+    r"""`--split_on` as typed, with \n, \t and \\ standing for newline, tab and backslash. Raises ConfigError if it can't separate."""
+    if not separator:
+        raise ConfigError(r"--split_on '': an empty separator separates nothing; give one such as '\n\n'")
+    require_text("--split_on", separator)
     return separator.replace("\\\\", "\0").replace("\\n", "\n").replace("\\t", "\t").replace("\0", "\\")

@@ -1,9 +1,10 @@
 """From a chunk to the texts of its documents, and what is wrong with those that have none."""
 
-import json
+import reprlib
 from dataclasses import dataclass, field
 
 from data_tools.chunks import Chunk
+from megatron_ngpt.foreign import read_json, what_is_wrong
 
 
 @dataclass
@@ -39,7 +40,7 @@ def _json_lines(data: bytes, text_key: str) -> Documents:
             try:
                 documents.texts.append(_text_of(line, text_key))
             except ValueError as error:
-                documents.malformed.append((number, _reason(error)))
+                documents.malformed.append((number, what_is_wrong(error)))
     return documents
 
 
@@ -52,26 +53,16 @@ def _text_lines(data: bytes) -> list:
 
 
 def _text_of(line: str | bytes, text_key: str) -> str:
-    value = json.loads(line if isinstance(line, str) else line.decode())
+    value = read_json(line)
     if not isinstance(value, dict):
         raise ValueError(f"holds {type(value).__name__}, not an object")
     if text_key not in value:
-        raise ValueError(f"has no key {text_key!r} (--text_key); its keys: {', '.join(map(repr, list(value)[:5]))}")
+        raise ValueError(f"has no key {text_key!r} (--text_key); its keys: {', '.join(map(reprlib.repr, list(value)[:5]))}")
     text = value[text_key]
     if not isinstance(text, str):
         raise ValueError(f"{text_key!r} holds {type(text).__name__}, not a string")
     text.encode()
     return text
-
-
-def _reason(error: ValueError) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"invalid UTF-8 at byte {error.start + 1}"
-    if isinstance(error, UnicodeEncodeError):
-        return f"half of a surrogate pair (\\u{ord(error.object[error.start]):04x}), which is no text"
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error.msg} at column {error.colno}"
-    return str(error)
 
 
 def _decoded(pieces: list[bytes]) -> Documents:
@@ -80,7 +71,7 @@ def _decoded(pieces: list[bytes]) -> Documents:
         try:
             documents.texts.append(piece.decode())
         except UnicodeDecodeError as error:
-            documents.malformed.append((number, _reason(error)))
+            documents.malformed.append((number, what_is_wrong(error)))
     return documents
 
 

@@ -8,14 +8,11 @@ import numpy as np
 from megatron_ngpt.config.load import load_recipe
 from megatron_ngpt.data.batches import Rows, training_batches
 from megatron_ngpt.data.tokenizer import Tokenizer
-from megatron_ngpt.errors import ConfigError
 
 
 def step_rows(recipe_path: str, step: int, overrides: list[str]):
     """(recipe, the rows of the whole global batch of step `step`, in global order)."""
     recipe = load_recipe(recipe_path, overrides)
-    if step < 1:
-        raise ConfigError(f"--step {step}: steps count from 1")
     return recipe, training_batches(recipe).rows(step, 0, recipe.training.global_batch)
 
 

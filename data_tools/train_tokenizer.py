@@ -70,8 +70,6 @@ def _check(options: Options) -> None:
         raise ConfigError(f"--vocab_size {options.vocab_size}: too small; the least is {SMALLEST + 2}, with {BYTES} for bytes")
     if options.model not in ("bpe", "unigram"):
         raise ConfigError(f"--model {options.model}: choose from bpe, unigram")
-    if options.sample_bytes < 1:
-        raise ConfigError(f"--sample_bytes {options.sample_bytes}: give 1 or more")
 
 
 def _sample(sources: list[Source], options: Options) -> tuple[list[str], list[str]]:

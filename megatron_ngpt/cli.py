@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from megatron_ngpt.arguments import LARGEST_COUNT, LARGEST_SEED, finite, require_text, usage_line
 from megatron_ngpt.config.place import read_place
 from megatron_ngpt.config.reference import help_text
 from megatron_ngpt.console import show_anything, unknown_character
@@ -25,8 +26,8 @@ checkpoint = typer.Typer(help="Look at the checkpoints of a run, and prove that 
 app.add_typer(checkpoint, name="checkpoint")
 CHECKPOINTS = typer.Argument(metavar="DIR", help="a run directory or one of its checkpoints")
 MODEL = typer.Argument(metavar="MODEL", help="a run directory (its newest checkpoint), a checkpoint or an exported directory")
-TENSOR = typer.Option(min=1, help="ranks that share every layer")
-PIPELINE = typer.Option(min=1, help="stages that the layers are divided over")
+TENSOR = typer.Option(min=1, max=LARGEST_COUNT, help="ranks that share every layer")
+PIPELINE = typer.Option(min=1, max=LARGEST_COUNT, help="stages that the layers are divided over")
 WAIT_SECONDS = 2.0  # that a rank leaves after rank 0 has told a mistake
 TAKES_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -35,7 +36,7 @@ TAKES_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 def check(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="the recipe")],
-    ranks: Annotated[int, typer.Option(help="number of ranks the run will have")] = 1,
+    ranks: Annotated[int, typer.Option(max=LARGEST_COUNT, help="number of ranks the run will have")] = 1,
 ) -> None:
     """Check a recipe, its data and its layout on N ranks, as pretraining would, without starting anything.
 
@@ -67,8 +68,8 @@ def export(
 def evaluate(
     model: Annotated[Path, MODEL],
     data: Annotated[str, typer.Option(metavar="PREFIX", help="the dataset PREFIX.bin + PREFIX.idx; may be a glob")],
-    context: Annotated[int | None, typer.Option(min=1, help="tokens a window predicts; default: the model's")] = None,
-    batches: Annotated[int | None, typer.Option(min=1, help="batches of 8 windows; default: the whole dataset")] = None,
+    context: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, help="tokens a window predicts; default: the model's")] = None,
+    batches: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, help="batches of 8 windows; default: the whole dataset")] = None,
     tensor: Annotated[int, TENSOR] = 1,
     pipeline: Annotated[int, PIPELINE] = 1,
 ) -> None:
@@ -91,12 +92,14 @@ def generate(
     model: Annotated[Path, MODEL],
     prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="what the model continues; may be repeated")] = None,
     prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="a prompt a line, or {\"prompt\": ...} in FILE.jsonl")] = None,
-    max_tokens: Annotated[int, typer.Option("--max_tokens", min=1, help="most tokens to write")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest token")] = 0.8,
-    top_p: Annotated[float, typer.Option("--top_p", min=0, max=1, help="choose among the likeliest that reach this")] = 0.95,
-    seed: Annotated[int, typer.Option(min=0, help="fixes what is drawn, for each prompt alone")] = 0,
+    max_tokens: Annotated[int, typer.Option("--max_tokens", min=1, max=LARGEST_COUNT, help="most tokens to write")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, callback=finite, help="0: always the likeliest token")] = 0.8,
+    top_p: Annotated[
+        float, typer.Option("--top_p", min=0, max=1, callback=finite, help="choose among the likeliest that reach this")
+    ] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="fixes what is drawn, for each prompt alone")] = 0,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="end before this text; may be repeated")] = None,
-    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="prompts continued together")] = 8,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, max=LARGEST_COUNT, help="prompts continued together")] = 8,
     tensor: Annotated[int, TENSOR] = 1,
     pipeline: Annotated[int, PIPELINE] = 1,
 ) -> None:
@@ -110,6 +113,8 @@ def generate(
     from megatron_ngpt.inference.generate import Request, read_prompts, run
     from megatron_ngpt.inference.sampling import Sampling
 
+    require_text("--prompt", *(prompt or []))
+    require_text("--stop", *(stop or []))
     given = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     request = Request(max_tokens, Sampling(temperature, top_p, seed), stop or [], batch_size)
     run(model, given, request, tensor, pipeline, plain=len(given) == 1 and prompts is None)
@@ -120,8 +125,8 @@ def harness(
     model: Annotated[Path, MODEL],
     tasks: Annotated[list[str], typer.Option(metavar="NAME", help="a task or group of lm-eval; may be repeated")],
     include_path: Annotated[Path | None, typer.Option("--include_path", metavar="DIR", help="task files of your own")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="first documents of each task only")] = None,
-    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="requests put through the model together")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, help="first documents of each task only")] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, max=LARGEST_COUNT, help="requests put through the model together")] = 8,
     output: Annotated[Path | None, typer.Option(metavar="FILE.json", help="also write the results here")] = None,
     tensor: Annotated[int, TENSOR] = 1,
     pipeline: Annotated[int, PIPELINE] = 1,
@@ -161,9 +166,7 @@ def main() -> int:
     except UnicodeEncodeError as error:
         return _leave(unknown_character(error), ConfigError.exit_code)
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "ngpt"
-        return _leave(f"{command}: {' '.join(error.format_message().split())} ({command} --help tells more)", error.exit_code)
+        return _leave(usage_line(error, "ngpt"), error.exit_code)
 
 
 def _leave(message: str, status: int) -> int:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from megatron_ngpt.config.recipe import Model, scale_start
 from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.foreign import read_json
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -76,7 +77,7 @@ def read_config(directory: Path, key: str) -> dict:
         ConfigError: it is not one of ours or a Llama's; the line starts with `key`, what the user gave the directory as.
     """
     try:
-        config = json.loads((directory / CONFIG).read_text("utf-8"))
+        config = read_json((directory / CONFIG).read_bytes())
         kind = config["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
@@ -91,7 +92,7 @@ def tensor_files(directory: Path, key: str) -> list[Path]:
     index, names = directory / INDEX, [TENSORS]
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            names = sorted(set(read_json(index.read_bytes())["weight_map"].values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{key}: {index} cannot be read ({type(error).__name__}: {error}); {_VALID}") from None
     for name in names:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron_ngpt.checkpoint.files import write_text
 from megatron_ngpt.errors import CheckpointError, DamagedError
+from megatron_ngpt.foreign import read_json
 
 STATE = "state.json"
 CHECKSUMS = "checksums.json"
@@ -47,7 +48,7 @@ def read_state(directory: Path) -> dict:
         DamagedError: no state, or not a readable one; a file is missing, has lost or gained bytes, or has not its checksum.
     """
     try:
-        state = json.loads((directory / STATE).read_text("utf-8"))
+        state = read_json((directory / STATE).read_bytes())
         found = state["format"]
     except (FileNotFoundError, NotADirectoryError):
         raise DamagedError(f"{directory} is not a complete checkpoint: it holds no {STATE}") from None

@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.foreign import read_json
 
 TOP = (
     "zero_optimization", "bf16", "communication_data_type", "comms_logger", "flops_profiler", "wall_clock_breakdown",
@@ -109,7 +110,7 @@ def _read(path: str) -> dict:
         return dict(pairs)
 
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=no_repeats)
+        raw = read_json(Path(path).read_text(encoding="utf-8"), object_pairs_hook=no_repeats)
     except FileNotFoundError:
         raise ConfigError(f"deepspeed = {path}: no such file{_neighbours(path)}") from None
     except OSError as error:
@@ -118,6 +119,8 @@ def _read(path: str) -> dict:
         raise ConfigError(f"deepspeed: {path}:{error.lineno}: not JSON: {error.msg}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"deepspeed = {path}: not a text file in UTF-8; choose a JSON file") from None
+    except ValueError as error:
+        raise ConfigError(f"deepspeed: {path}: {error}; choose a JSON file such as those in ds_configs/") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"deepspeed: {path}: holds no JSON object; see the files in ds_configs/")
     return raw

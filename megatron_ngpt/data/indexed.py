@@ -6,7 +6,6 @@ bytes of the header and compares file sizes, whatever the size of the dataset; e
 """
 
 import errno
-import json
 import mmap
 import resource
 import struct
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_ngpt.errors import DataError
+from megatron_ngpt.foreign import read_json
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -63,7 +63,7 @@ def read_meta(prefix: str) -> dict | None:
     """The content of `PREFIX.meta.json`, or None for a foreign pair without one. Raises DataError if it is no JSON object."""
     path = pair_paths(prefix)[2]
     try:
-        meta = json.loads(path.read_text("utf-8"))
+        meta = read_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -1,5 +1,6 @@
 """`ngpt generate`: a model continues prompts, a batch of them at a time."""
 
+import codecs
 import json
 import sys
 import time
@@ -12,6 +13,7 @@ import torch.distributed as dist
 
 from megatron_ngpt.console import shows_everything
 from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.foreign import read_json, what_is_wrong
 from megatron_ngpt.inference.cache import KeyValueCache
 from megatron_ngpt.inference.continuation import Continuation
 from megatron_ngpt.inference.forward import extend, next_logits, pad
@@ -142,30 +144,34 @@ def _joined(texts: list[str], speed: Speed, axis: Axis) -> tuple[list[str], Spee
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: one a line, or, if its name ends in .jsonl, an object with a "prompt" a line.
+    """The prompts of a file: one a line, or, if its name ends in .jsonl, .ndjson or .jsonlines, an object with a "prompt" a line.
 
     Raises:
-        ConfigError: it can't be read, is empty, or a line is no such object.
+        ConfigError: it can't be read, is empty, or a line is no such object or not UTF-8.
     """
     try:
-        lines = path.read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompts {path}: {getattr(error, 'strerror', None) or 'is not UTF-8'}; give a text file") from None
-    lines = lines[:-1] if lines[-1] == "" else lines
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").split(b"\n")
+    except OSError as error:
+        raise ConfigError(f"--prompts {path}: {error.strerror}; give a text file") from None
+    lines = lines[:-1] if lines[-1] == b"" else lines
     if not lines:
         raise ConfigError(f"--prompts {path}: is empty; give one prompt a line")
-    if path.suffix != ".jsonl":
-        return lines
-    return [_prompt_of(line, f"--prompts {path}: line {number}") for number, line in enumerate(lines, 1)]
+    prompt_of = _prompt_of if path.suffix in (".jsonl", ".ndjson", ".jsonlines") else bytes.decode
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            prompts.append(prompt_of(line))
+        except ValueError as error:
+            raise ConfigError(f"--prompts {path}: line {number}: {what_is_wrong(error)}") from None
+    return prompts
 
 
-def _prompt_of(line: str, where: str) -> str:
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError):
-        prompt = None
+def _prompt_of(line: bytes) -> str:
+    value = read_json(line)
+    prompt = value.get("prompt") if isinstance(value, dict) else None
     if not isinstance(prompt, str):
-        raise ConfigError(f'{where}: must be an object with a text "prompt", such as {{"prompt": "Once"}}')
+        raise ValueError('must be an object with a text "prompt", such as {"prompt": "Once"}')
+    prompt.encode()
     return prompt
 
 

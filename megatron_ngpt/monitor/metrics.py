@@ -6,6 +6,8 @@ import math
 import os
 from pathlib import Path
 
+from megatron_ngpt.foreign import read_json
+
 
 class MetricsLog:
     """Appends JSON lines to `path`; every line is on disk for other readers when `append` returns.
@@ -63,7 +65,7 @@ class MetricsLog:
 def _belongs(text: str, step: int) -> bool:
     """Whether `text` is a whole line of `step` or before."""
     try:
-        return json.loads(text)["step"] <= step
+        return read_json(text)["step"] <= step
     except (ValueError, TypeError, KeyError):
         return False
 

@@ -96,6 +96,7 @@ def test_choices_may_tune_but_the_recipe_keeps_its_own(written):
     ({"communication_data_type": "fp8"}, 'communication_data_type = "fp8": choose fp32 or bf16'),
     ('{"bf16": {"enabled": true}, "bf16": {}}', "key 'bf16' is given twice"),
     ('{"bf16":\n {"enabled": yes}}', ":2: not JSON"),
+    ("[" * 100_000, "nested too deeply"),
     ("[1]", "holds no JSON object"),
 ])
 def test_what_is_refused(written, content, said):

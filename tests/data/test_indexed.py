@@ -214,3 +214,10 @@ def test_more_shards_than_open_files_allowed(tmp_path, hard, expected):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0 and expected in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"tokens": ' + "[" * 1_000 + "]" * 1_000 + "}", "[1]", "\xff"])
+def test_a_description_that_cannot_be_read_is_told(tmp_path, content):
+    (tmp_path / "d.meta.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match=r"d\.meta\.json: .*; remove it to read the pair as a foreign one"):
+        read_meta(str(tmp_path / "d"))

@@ -18,6 +18,10 @@ MALFORMED = {
     b'{"text": null}': "'text' holds NoneType, not a string",
     b'{"text": "a\xffb"}': "invalid UTF-8 at byte 12",
     b'{"text": "\\ud800"}': "half of a surrogate pair (\\ud800)",
+    b'{"text": "x", "a": ' + b"[" * 1_000 + b"]" * 1_000 + b"}": "nested too deeply",
+    b"[" * 100_000: "nested too deeply",
+    b'{"text": ' + b"1" * 5_000 + b"}": "'text' holds float, not a string",
+    b'{"' + b"k" * 5_000 + b'": 1}': "has no key 'text' (--text_key); its keys: 'kkkk",
 }
 
 
@@ -38,6 +42,12 @@ def test_each_kind_of_malformed_line(tmp_path, tokenizer_path, process, line):
     assert f"{tmp_path}/a.jsonl: line 3: {MALFORMED[line]}" in outcome.err and "--skip_malformed" in outcome.err
     outcome = process("a.jsonl", "--skip_malformed")
     assert outcome.code == 0 and "1 malformed" in outcome.out and "skipped: " in outcome.err
+    assert documents_of(tmp_path / "out" / "d") == expected(tokenizer_path, ["good", "good"])
+
+
+def test_a_number_of_any_length_is_no_fault_of_a_line(tmp_path, tokenizer_path, process):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "good", "id": ' + b"7" * 5_000 + b"}\n" + GOOD)
+    assert process("a.jsonl").code == 0
     assert documents_of(tmp_path / "out" / "d") == expected(tokenizer_path, ["good", "good"])
 
 
@@ -106,7 +116,11 @@ def test_a_separator_that_overlaps_itself_splits_as_python_does(tmp_path, tokeni
     (["--input", "/"], "--input /: is a directory"),
     (["--input", "GOOD", "GOOD"], "named twice"),
     (["--input", "GOOD", "--split_on", ""], "--split_on ''"),
-    (["--input", "GOOD", "--workers", "-1"], "--workers -1"),
+    (["--input", "GOOD", "--workers", "-1"], "Invalid value for '--workers'"),
+    (["--input", "GOOD", "--workers", "99999999999"], "Invalid value for '--workers'"),
+    (["--input", "GOOD", "--shuffle_seed", "18446744073709551616"], "Invalid value for '--shuffle_seed'"),
+    (["--input", "GOOD", "--shuffle_seed", "1" * 5_000], "Invalid value for '--shuffle_seed'"),
+    (["--input", "GOOD", "--split_on", "a\udcff"], "--split_on 'a\\udcff': not UTF-8 at character 2"),
     (["--input", "GOOD", "--tokenizer", "none.model"], "tokenizer none.model"),
     (["--input", "GOOD", "--output", "/proc/none/d"], "--output /proc/none/d"),
     (["--input", "GOOD", "--wrokers", "2"], "--wrokers"),

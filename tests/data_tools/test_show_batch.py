@@ -34,7 +34,7 @@ def test_it_writes_the_trainers_rows(tmp_path, tokenizer_path, run):
 def test_mistakes(tmp_path, tokenizer_path, run):
     path = write_recipe(tmp_path, tokenizer_path)
     for arguments, message in (
-        ([path, "--step", 0], "--step 0"),
+        *(([path, "--step", step], "Invalid value for '--step'") for step in (0, "1e22", 10**22, "9" * 5_000)),
         ([path, "--step", 1, "--model.contxt=3"], "contxt"),
         (["none.yaml", "--step", 1], "none.yaml"),
     ):

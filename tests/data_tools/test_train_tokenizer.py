@@ -39,7 +39,8 @@ def test_plain_text_and_the_smallest_size(tmp_path, source_texts, run):
     (["--vocab_size", 200], "--vocab_size 200: too small"),
     (["--vocab_size", 100000], "--vocab_size 100000: the text fills"),
     (["--vocab_size", 500, "--model", "word"], "--model word: choose from bpe, unigram"),
-    (["--vocab_size", 500, "--sample_bytes", 0], "--sample_bytes 0"),
+    (["--vocab_size", 500, "--sample_bytes", 0], "Invalid value for '--sample_bytes'"),
+    (["--vocab_size", 99999999999], "Invalid value for '--vocab_size'"),
     (["--vocab_size", 500, "--text_key", "none"], "no text found"),
 ])
 def test_mistakes(tmp_path, corpus, run, options, message):

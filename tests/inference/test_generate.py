@@ -187,9 +187,13 @@ def test_speed_of_ranks_beside_each_other():
 @pytest.mark.parametrize(("name", "content", "said"), [
     ("gone.txt", None, "No such file"),
     ("empty.txt", "", "is empty"),
-    ("a.jsonl", '{"prompt": "a"}\nnot json', "line 2: must be an object with a text"),
+    ("a.jsonl", '{"prompt": "a"}\nnot json', "line 2: not JSON: Expecting value at column 1"),
     ("b.jsonl", '{"prompt": 3}', "line 1: must be an object"),
-    ("c.txt", b"\xff", "is not UTF-8"),
+    ("c.txt", b"a\nb\xff", "line 2: invalid UTF-8 at byte 2"),
+    ("d.jsonl", '{"prompt": "a", "b": ' + "[" * 1_000 + "]" * 1_000 + "}", "line 1: nested too deeply"),
+    ("e.jsonl", '{"prompt": "\\ud800"}', "line 1: half of a surrogate pair"),
+    ("f.jsonl", b'{"prompt": "\xff"}', "line 1: invalid UTF-8 at byte 13"),
+    ("g.jsonl", "[]", "line 1: must be an object"),
 ])
 def test_files_of_prompts_that_can_not_be_read(tmp_path, name, content, said):
     if content is not None:
@@ -218,8 +222,8 @@ def test_command_for_one_prompt(world, ngpt):
 
 
 def test_command_for_several_prompts(ngpt, tmp_path):
-    (tmp_path / "lines.txt").write_text("x\n\nimport os\n")
-    (tmp_path / "lines.jsonl").write_text('{"prompt": "a\\nb", "more": 1}\n')
+    (tmp_path / "lines.txt").write_bytes(b"\xef\xbb\xbfx\n\r\nimport os\n")
+    (tmp_path / "lines.jsonl").write_text('{"prompt": "a\\nb", "more": ' + "1" * 5_000 + '}\n')
     options = ("--seed", "7", "--prompt", "y", "--prompts", str(tmp_path / "lines.txt"), "--batch_size", "3")
     records = [json.loads(line) for line in ngpt(*options)[1].splitlines()]
     assert [record["prompt"] for record in records] == ["y", "x", "", "import os"]
@@ -230,6 +234,12 @@ def test_command_for_several_prompts(ngpt, tmp_path):
 
 
 @pytest.mark.parametrize(("options", "said"), [
+    *((["--prompt", "x", option, value], f"ngpt generate: Invalid value for '{option}'") for option, value in [
+        ("--seed", "18446744073709551616"), ("--max_tokens", "99999999999"), ("--batch_size", "1" * 5_000), ("--temperature", "nan"),
+        ("--temperature", "inf"), ("--top_p", "nan"), ("--tensor", "18446744073709551616"), ("--pipeline", "1e22"),
+    ]),
+    (["--prompt", "a\udcff"], "--prompt 'a\\udcff': not UTF-8 at character 2; give text"),
+    (["--prompt", "x", "--stop", "\ud800"], "--stop '\\ud800': not UTF-8 at character 1; give text"),
     (["--prompt", "x", "--temperature", "-1"], "ngpt generate: Invalid value for '--temperature'"),
     ([], "--prompt: missing; give --prompt TEXT"),
     (["--prompt", "x", "--tensor", "2"], "--tensor = 2, --pipeline = 1: their product 2 must divide the number of ranks, 1; start"),
