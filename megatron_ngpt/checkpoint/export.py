@@ -18,7 +18,7 @@ from megatron_ngpt.checkpoint.exported import CONFIG, GENERATION, INDEX, TENSORS
 from megatron_ngpt.checkpoint.exported_tensors import write_tensors
 from megatron_ngpt.checkpoint.files import PARTIAL, remove, sync_directory
 from megatron_ngpt.checkpoint.hub.code import MODEL, copy_code
-from megatron_ngpt.checkpoint.hub.tokenizer import write_tokenizer
+from megatron_ngpt.checkpoint.hub.tokenizer import special_ids, write_tokenizer
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import CheckpointError, ConfigError
@@ -58,7 +58,7 @@ def _fill(checkpoint: Path, directory: Path, dtype: str, shard_bytes: int) -> No
     state, model, tokenizer = stored.state, model_of_state(stored.state), tokenizer_of(checkpoint)
     remove(directory)
     directory.mkdir(parents=True)
-    config = make_config(model, state["vocabulary"], dtype, tokenizer and tokenizer.eos_id, state["recipe"]["data"]["document_boundaries"])
+    config = make_config(model, state["vocabulary"], dtype, special_ids(tokenizer), state["recipe"]["data"]["document_boundaries"])
     _write_json(directory / CONFIG, config)
     if model.arch == "ngpt":
         copy_code(MODEL, directory)
@@ -93,11 +93,9 @@ def exported_blocks(stored: torch.Tensor, model: Model, name: str, dtype: torch.
 
 
 def _generation(tokenizer: Tokenizer, vocabulary: int) -> dict:
-    """`generation_config.json`: what ends a text, and what comes before its first token: the end of the document before it."""
-    eos = tokenizer.eos_id
+    """`generation_config.json`: what ends a text, and what comes before its first token."""
     unused = list(range(tokenizer.size, vocabulary))  # entries of the model that no text has
-    config = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos if tokenizer.pad_id is None else tokenizer.pad_id}
-    return {**config, "suppress_tokens": unused} if unused else config
+    return {**special_ids(tokenizer), **({"suppress_tokens": unused} if unused else {})}
 
 
 def _write_shards(stored: StoredTensors, model: Model, directory: Path, dtype: torch.dtype, shard_bytes: int) -> None:

@@ -44,8 +44,11 @@ def effective_factor(model: Model, name: str) -> float | None:
     return effective / stored
 
 
-def make_config(model: Model, vocabulary: int, dtype: str, eos: int | None, boundaries: str) -> dict:
-    """`config.json`: for nGPT its own kind, which names the code beside it; for the baseline a plain `LlamaForCausalLM`."""
+def make_config(model: Model, vocabulary: int, dtype: str, special: dict[str, int | None], boundaries: str) -> dict:
+    """`config.json`: for nGPT its own kind, which names the code beside it; for the baseline a plain `LlamaForCausalLM`.
+
+    `special` are the ids of special tokens, by their entries' names.
+    """
     config = {
         "model_type": ARCHITECTURES[model.arch],
         "hidden_size": model.hidden,
@@ -60,8 +63,7 @@ def make_config(model: Model, vocabulary: int, dtype: str, eos: int | None, boun
         "hidden_act": "silu",
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
-        "bos_token_id": None,
-        "eos_token_id": eos,
+        **special,
         "document_boundaries": boundaries,
     }
     if model.arch == "ngpt":

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_tools.train_tokenizer import Options, train_tokenizer
 from megatron_ngpt.checkpoint.export import export
@@ -92,7 +93,7 @@ def test_form(pair):
     kind, ours, theirs = pair
     assert theirs.is_fast == KINDS[kind]
     assert len(theirs) == ours.size and theirs.convert_ids_to_tokens(range(ours.size)) == [ours.piece(i) for i in range(ours.size)]
-    assert (theirs.unk_token_id, theirs.bos_token_id, theirs.eos_token_id) == (0, 1, ours.eos_id)
+    assert (theirs.unk_token_id, theirs.bos_token_id, theirs.eos_token_id) == (0, ours.eos_id, ours.eos_id)
     assert theirs.pad_token_id == ours.pad_id and (kind != "like llama's" or ours.pad_id is None)
     assert theirs.model_max_length == 512
 
@@ -143,6 +144,63 @@ def test_in_an_export(tmp_path, arch, kind):
     theirs.save_pretrained(tmp_path / "again")
     shutil.copy(tmp_path / "out" / "config.json", tmp_path / "again")
     check(ours, AutoTokenizer.from_pretrained(tmp_path / "again", trust_remote_code=True), SOURCES[0])
+
+
+@pytest.mark.parametrize("arch", ["ngpt", "gpt"])
+@pytest.mark.parametrize("kind", ["our bpe", "our unigram", "like llama's"])
+def test_every_file_says_the_same(tmp_path, arch, kind):
+    """Ids, vocabulary, length and spaces, as converters read them from the JSON files, and as `transformers` does."""
+    ours = Tokenizer(train(tmp_path, kind))
+    module = make_model(arch, vocabulary=ours.size + 3)
+    save_run(tmp_path / "run", module, ours.path)
+    export(tmp_path / "run", tmp_path / "out")
+    config, generation, told = (
+        json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("config", "generation_config", "tokenizer_config")
+    )
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    for name, token in {"bos": ours.eos_id, "eos": ours.eos_id, "pad": ours.pad_id}.items():
+        piece = None if token is None else ours.piece(token)
+        assert (config[f"{name}_token_id"], generation[f"{name}_token_id"], told[f"{name}_token"]) == (token, token, piece), name
+        assert getattr(theirs, f"{name}_token_id") == token, name
+    assert told["add_prefix_space"] is told["legacy"] is (kind == "like llama's")
+    assert (told["add_bos_token"], told["add_eos_token"]) == (False, False)
+    assert config["vocab_size"] == len(theirs) + 3 and generation["suppress_tokens"] == [*range(len(theirs), config["vocab_size"])]
+    assert told["model_max_length"] == config["max_position_embeddings"] == theirs.model_max_length
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert model.generate(max_new_tokens=1, do_sample=False)[0, 0] == ours.eos_id
+
+
+@pytest.mark.parametrize("arch", ["ngpt", "gpt"])
+@pytest.mark.parametrize("kind", ["our bpe", "our unigram"])
+def test_tokens_are_added_trained_and_generated(tmp_path, arch, kind):
+    """As fine-tuning recipes do: more tokens, a model resized to them, trained until it says one; saved and loaded."""
+    ours = Tokenizer(train(tmp_path, kind))
+    save_run(tmp_path / "run", make_model(arch, vocabulary=ours.size + 3), ours.path)
+    export(tmp_path / "run", tmp_path / "out")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert theirs.add_tokens(["<|a|>", "<|b|>"], special_tokens=True) == 2
+    assert theirs.convert_tokens_to_ids("<|b|>") == ours.size + 1
+    assert theirs("x", add_special_tokens=True)["input_ids"] == ours.encode("x").tolist()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    model.resize_token_embeddings(len(theirs))
+    assert model.config.vocab_size == len(theirs) == ours.size + 2
+    tokens = torch.tensor([[5, 6, ours.size, ours.size + 1]])
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    for _ in range(200):
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if arch == "ngpt":
+            model.normalize_matrices()
+    model.save_pretrained(tmp_path / "tuned")
+    theirs.save_pretrained(tmp_path / "tuned")
+    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned", trust_remote_code=True)
+    again = AutoTokenizer.from_pretrained(tmp_path / "tuned", trust_remote_code=True)
+    assert len(again) == ours.size + 2
+    said = tuned.generate(tokens[:, :2], max_new_tokens=2, do_sample=False)
+    if arch == "ngpt":  # a Llama's generation_config.json is its own affair
+        assert said.equal(tokens) and again.decode(said[0, 2:]) == "<|a|><|b|>"
+    assert tuned(tokens).logits.shape[-1] == ours.size + 2
 
 
 @pytest.mark.parametrize("wrong", ["a merge less", "another prefix"])

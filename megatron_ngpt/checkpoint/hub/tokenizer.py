@@ -37,7 +37,7 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, context: int) -> None
     (directory / TOKENIZER).write_bytes(content)
     proto = sentencepiece_model_pb2.ModelProto.FromString(content)
     processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-    settings = _settings(processor, context)
+    settings = _settings(tokenizer, proto, context)
     fast = convert(proto) if can_convert(proto) else None
     if fast is not None and is_exact(fast, processor, texts(proto)):
         fast.save(str(directory / FAST))
@@ -49,13 +49,22 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, context: int) -> None
     (directory / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _settings(processor: sentencepiece.SentencePieceProcessor, context: int) -> dict:
+def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
+    """The ids that `config.json` and `generation_config.json` give, and `tokenizer_config.json` by name. What stands before a text's
+    first token is the end of the document before it: no text of ours ever had a beginning token, and its embedding is untrained."""
+    eos, pad = (tokenizer.eos_id, tokenizer.pad_id) if tokenizer else (None, None)
+    return {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": pad}
+
+
+def _settings(tokenizer: Tokenizer, proto: sentencepiece_model_pb2.ModelProto, context: int) -> dict:
     """`tokenizer_config.json`: the special tokens, none of which `encode` adds or finds in a text."""
-    ids = {"bos": processor.bos_id(), "eos": processor.eos_id(), "unk": processor.unk_id(), "pad": processor.pad_id()}
+    ids, prefix = {**special_ids(tokenizer), "unk_token_id": proto.trainer_spec.unk_id}, proto.normalizer_spec.add_dummy_prefix
     return {
-        **{f"{name}_token": processor.id_to_piece(token) if token >= 0 else None for name, token in ids.items()},
+        **{name.removesuffix("_id"): None if token is None else tokenizer.piece(token) for name, token in ids.items()},
         "add_bos_token": False,
         "add_eos_token": False,
+        "add_prefix_space": prefix,  # converters to other formats take it for true where it is missing
+        "legacy": prefix,  # false takes the prefix away from a model that has one
         "split_special_tokens": True,  # `</s>` in a text is text, as for SentencePiece
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",  # so that generation goes on from the last token of every row

@@ -166,6 +166,14 @@ class NGPTPreTrainedModel(PreTrainedModel):
             if name == "alpha" or name.endswith("_scale"):
                 init.constant_(scale, 0.05 if name == "alpha" else 1.0)
 
+    @torch.no_grad()
+    def _get_resized_embeddings(self, old_embeddings: nn.Embedding, *args, **kwargs) -> nn.Embedding:
+        """As `transformers` makes them, with the added rows on the sphere."""
+        before = len(old_embeddings.weight)
+        resized = super()._get_resized_embeddings(old_embeddings, *args, **kwargs)
+        resized.weight[before:] = unit(resized.weight[before:]).to(resized.weight.dtype)
+        return resized
+
 
 class NGPTModel(NGPTPreTrainedModel):
     """Tokens to the hidden states of the last layer."""
@@ -251,6 +259,38 @@ class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, cache=outputs.cache, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True) -> nn.Embedding:
+        """For `new_num_tokens` entries, as `PreTrainedModel` says, and up to a multiple of `pad_to_multiple_of` that are never generated.
+
+        Added rows lie on the sphere. With `mean_resizing` an added token's logit is the mean of the others', to rounding.
+        """
+        before, suppressed = self.config.vocab_size, set(self.generation_config.suppress_tokens or ())
+        used = before
+        while used - 1 in suppressed:
+            used -= 1  # the entries after it have no token
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        tokens = used if new_num_tokens is None else new_num_tokens
+        kept = [token for token in sorted(suppressed) if token < min(used, tokens)]
+        self.generation_config.suppress_tokens = [*kept, *range(tokens, len(embeddings.weight))] or None
+        return embeddings
+
+    @torch.no_grad()
+    def _get_resized_lm_head(self, old_lm_head: nn.Linear, new_num_tokens=None, transposed=False, mean_resizing=True) -> nn.Linear:
+        """The head on the sphere, and with it the logits' scales, an entry a row. With `mean_resizing` `transformers` draws added rows
+        close to a mean, which is the mean logit's here if the rows are taken with their scales; their lengths become scales."""
+        before, scales, rows = len(old_lm_head.weight), self.logit_scale, old_lm_head.weight.float()
+        resized = super()._get_resized_lm_head(old_lm_head, new_num_tokens, transposed, mean_resizing)
+        if len(resized.weight) == before:
+            return resized
+        added, sizes = resized.weight[before:].float(), torch.ones(max(0, len(resized.weight) - before))
+        if mean_resizing and len(added):
+            s_z = scales.float().to(rows.device)
+            added = added - rows.mean(0) + (s_z[:, None] * rows).mean(0) / s_z.mean()
+            sizes = s_z.mean() * added.norm(dim=1)
+        resized.weight[before:] = unit(added).to(rows.device, resized.weight.dtype)
+        self.logit_scale = nn.Parameter(torch.cat((scales[: len(resized.weight)], sizes.to(scales))), requires_grad=scales.requires_grad)
+        return resized
 
     @torch.no_grad()
     def normalize_matrices(self) -> None:
