@@ -185,7 +185,7 @@ def on_rank(rank: int, stage: int, tensor: int, rounds: int, folder: str, began:
     heard = ReadBytes()
     dcp.log.setLevel(logging.INFO)
     dcp.log.addHandler(heard)
-    start_process_group(device)
+    start_process_group(device, print)
     bench = Bench(build_engine(stage, tensor, device), Path(folder))
     if rounds:
         bench.saver.prepare(bench.engine.shards)  # as the training loop does

@@ -54,7 +54,7 @@ def measure(rank: int, ranks: int, stage: int, rounds: int, output: str) -> None
     from megatron_ngpt.parallel.shards import stepped_buffers
     from megatron_ngpt.sphere.renormalise import Renormaliser
 
-    start_process_group(device)
+    start_process_group(device, print)
     engine = build_engine(stage, device)
     buffers = stepped_buffers(engine.optimizer) or list(engine.engine.module.parameters())
     for buffer in buffers:

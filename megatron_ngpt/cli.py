@@ -13,7 +13,7 @@ from megatron_ngpt.arguments import LARGEST_COUNT, LARGEST_SEED, finite, require
 from megatron_ngpt.config.place import read_place
 from megatron_ngpt.config.reference import help_text
 from megatron_ngpt.console import show_anything, unknown_character
-from megatron_ngpt.errors import ConfigError, NgptError
+from megatron_ngpt.errors import ConfigError, NgptError, RankError
 
 app = typer.Typer(
     name="ngpt",
@@ -161,6 +161,9 @@ def main() -> int:
     show_anything()
     try:
         return app(prog_name="ngpt", standalone_mode=False) or 0
+    except RankError as error:  # what this rank alone knows
+        print(error, file=sys.stderr, flush=True)
+        return error.exit_code
     except NgptError as error:
         return _leave(str(error), error.exit_code)
     except UnicodeEncodeError as error:

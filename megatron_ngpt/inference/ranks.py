@@ -47,7 +47,7 @@ def joined(tensor: int = 1, pipeline: int = 1) -> Iterator[RankGrid]:
         return
     os.environ.update(variables(place, os.environ))
     with redirect_stdout(sys.stderr):  # DeepSpeed's log would stand among the results
-        start_process_group(choose_device())
+        start_process_group(choose_device(), lambda line: print(line, file=sys.stderr, flush=True))
     yield make_grid(tensor, pipeline)
     dist.barrier()
     dist.destroy_process_group()

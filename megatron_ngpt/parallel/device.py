@@ -5,6 +5,8 @@ import os
 import torch
 import torch.distributed as dist
 
+from megatron_ngpt.parallel.meeting import Say, meet
+
 
 def choose_device() -> torch.device:
     """This rank's device. Also tells DeepSpeed, which reads `DS_ACCELERATOR` when it is first imported: call it before."""
@@ -16,19 +18,28 @@ def choose_device() -> torch.device:
     return torch.device("cpu")
 
 
-def start_process_group(device: torch.device) -> None:
+def start_process_group(device: torch.device, say: Say) -> None:
     """Join the process group that the environment describes; without a description, one of this process alone.
 
     Each launcher's environment is completed to RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT by `training.entry`.
+    `say` is given a line for the person when other ranks keep this one waiting.
+
+    Raises:
+        NgptError: another process has the port, or a rank did not come (in DEEPSPEED_TIMEOUT minutes, or 10).
     """
     import deepspeed
 
     if dist.is_initialized():
         return
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    backend, timeout = "nccl" if device.type == "cuda" else "gloo", deepspeed.constants.default_pg_timeout
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"))
-        store = dist.HashStore()  # no port that another run on this host could hold
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # no port that another run could hold
+    else:
+        own = device if device.type == "cuda" else None
+        store = meet(rank, world, timeout, say)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout, device_id=own)
     # On a CPU DeepSpeed would first compile an all-reduce through shared memory, for a minute, that only its inference uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)

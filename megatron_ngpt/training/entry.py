@@ -5,15 +5,17 @@ Until the checks are passed, nothing here imports torch or DeepSpeed: a mistake 
 
 import os
 import re
+import socket
 import sys
 import time
 from dataclasses import dataclass, field
 
 from megatron_ngpt.config.load import with_their_values
-from megatron_ngpt.config.place import Place, read_place, variables
+from megatron_ngpt.config.place import Place, hosts, read_place, variables
 from megatron_ngpt.config.reference import help_text
 from megatron_ngpt.console import show_anything, unknown_character
 from megatron_ngpt.errors import ConfigError, NgptError, RankError
+from megatron_ngpt.training.launcher import missing_hostfile
 from megatron_ngpt.training.preflight import preflight
 
 USAGE = "usage: deepspeed [launcher options] launch/pretrain.py RECIPE.yaml [--section.key=value ...]"
@@ -56,8 +58,12 @@ def main(argv: list[str]) -> int:
     try:
         arguments = parse(argv)
         place = read_place(os.environ, arguments.local_rank)
+        if problems := missing_hostfile():
+            raise ConfigError(*problems)
         ready = preflight(arguments.recipe, arguments.overrides, place.world)
         os.environ.update(variables(place, os.environ))
+        if place.rank == 0:  # torch and DeepSpeed take seconds to load
+            print(f"{arguments.recipe}: {hosts(os.environ, place)}, led by {socket.gethostname()}; starting", flush=True)
         from megatron_ngpt.training.run import run
 
         return run(ready)

@@ -17,7 +17,7 @@ def run(ready: Ready) -> int:
     output = Path(ready.recipe.training.output)
     with configure_logging(output, int(os.environ.get("RANK", "0"))) as console:
         device = choose_device()  # before DeepSpeed is imported
-        start_process_group(device)
+        start_process_group(device, lambda line: print(line, file=console, flush=True))
         from megatron_ngpt.training.loop import Trainer
 
         Trainer(ready, device, console).train()

@@ -8,7 +8,8 @@ import pytest
 from megatron_ngpt.errors import CheckpointError, ConfigError, RankError
 from megatron_ngpt.training import entry
 
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID",
+            "SLURM_STEP_ID")
 
 
 @pytest.fixture
@@ -56,7 +57,8 @@ def test_a_launchers_argument_is_no_key(door, good_recipe, monkeypatch, added):
 
 def test_under_slurm(door, good_recipe, monkeypatch):
     main, given = door()
-    for name, value in {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1", "SLURM_JOB_NODELIST": "n[4-5]"}.items():
+    for name, value in {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1", "SLURM_JOB_NODELIST": "n[4-5]",
+                        "SLURM_STEP_ID": "0"}.items():
         monkeypatch.setenv(name, value)
     assert main([str(good_recipe)]) == 0 and given[0].ranks == 2
     assert [entry.os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")] == ["1", "2", "1", "n4"]
