@@ -52,7 +52,7 @@ def make_export(directory: Path, arch: str) -> Path:
     model = Model(arch=arch, **SHAPE)
     module = Decoder(Blueprint(model, VOCABULARY))
     shards = shards_of(module)
-    initialise(module, shards, 0)
+    initialise(shards, 0)
     Renormaliser(shards, RankGrid()).renormalise()
     recipe = Recipe(model=model, data=Data(tokenizer="none", train=[Dataset(prefix="none")]), training=Training(output="none"))
     save(directory / arch, shards, None, {"recipe": recipe.model_dump(mode="json"), "vocabulary": VOCABULARY, "step": 0})

@@ -8,6 +8,7 @@ rank reduces for one renormalisation, measured, and by the formula of megatron_n
 
 import argparse
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -74,7 +75,7 @@ def measure(rank: int, ranks: int, stage: int, rounds: int, output: str) -> None
             if number >= 0:
                 times[name].append(time.perf_counter() - start)
     sent = (renormaliser.bytes_reduced - before) / (rounds + 2)
-    parameters = sum(s.placement.local[0] * (s.placement.local[1] if len(s.placement.local) > 1 else 1) for s in engine.shards.values())
+    parameters = sum(math.prod(s.placement.local) for s in engine.shards.values())
     result = {"ranks": ranks, "zero_stage": stage, "parameters": parameters, "seconds": times, "bytes": sent,
               "formula_bytes": 4 * cut_rows(engine)}
     if rank == 0:
@@ -87,7 +88,7 @@ def cut_rows(engine) -> int:
     """Rows that ZeRO-3 cuts anywhere in the data group: each parameter's partition boundaries that fall inside a row."""
     ranks, cut = engine.grid.data.size, 0
     for parameter in engine.engine.module.parameters():
-        if getattr(parameter, "spherical", False) and hasattr(parameter, "ds_id"):
+        if parameter.placement.record.spherical and hasattr(parameter, "ds_id"):
             rows, columns = parameter.ds_shape
             boundaries = [r * parameter.ds_tensor.ds_numel for r in range(1, ranks)]
             cut += len({b // columns for b in boundaries if b % columns and b < rows * columns})

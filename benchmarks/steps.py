@@ -39,8 +39,7 @@ def our_model(arch: str, shape: tuple, compiled: bool) -> tuple[Decoder, Callabl
         Model(arch=arch, hidden=hidden, layers=layers, heads=heads, context=context), vocabulary, compile=compiled
     )
     module, loss = Decoder(blueprint), Loss(blueprint)
-    shards = shards_of(module)
-    initialise(module, shards, 0)
+    initialise(shards_of(module), 0)
     return module, lambda tokens, targets: loss(module(tokens), targets)
 
 
@@ -75,8 +74,7 @@ class Variant:
 
     def _renormaliser(self, module: Decoder) -> Renormaliser:
         for parameter, master in zip(module.parameters(), self.masters, strict=True):
-            master.placement, master.full_name = parameter.placement, parameter.full_name
-            master.spherical = getattr(parameter, "spherical", False)
+            master.placement = parameter.placement
         holder = torch.nn.ParameterList()
         holder.parameters = lambda: iter(self.masters)
         return Renormaliser(shards_of(holder), RankGrid())

@@ -14,11 +14,12 @@ from rich.progress import Progress
 
 from megatron_ngpt.checkpoint.catalogue import from_checkpoint
 from megatron_ngpt.checkpoint.dcp import StoredTensors
-from megatron_ngpt.checkpoint.exported import CONFIG, GENERATION, INDEX, TENSORS, TOKENIZER, effective_factor, is_turned, make_config
+from megatron_ngpt.checkpoint.exported import CONFIG, GENERATION, INDEX, TENSORS, TOKENIZER, make_config
 from megatron_ngpt.checkpoint.exported_tensors import write_tensors
 from megatron_ngpt.checkpoint.files import PARTIAL, remove, sync_directory
 from megatron_ngpt.checkpoint.hub.code import MODEL, copy_code
 from megatron_ngpt.checkpoint.hub.tokenizer import special_ids, write_tokenizer
+from megatron_ngpt.config.parameters import ParameterRecord, parameter_table
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import CheckpointError, ConfigError
@@ -82,14 +83,13 @@ def tokenizer_of(checkpoint: Path) -> Tokenizer | None:
     return Tokenizer(str(checkpoint / TOKENIZER)) if (checkpoint / TOKENIZER).is_file() else None
 
 
-def exported_blocks(stored: torch.Tensor, model: Model, name: str, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+def exported_blocks(stored: torch.Tensor, record: ParameterRecord, dtype: torch.dtype) -> Iterator[torch.Tensor]:
     """A stored parameter as it is exported, in blocks of whole rows."""
-    factor = effective_factor(model, name)
-    turned = stored.t() if is_turned(name) else stored
+    turned = stored.t() if record.transposed else stored
     for block in turned.split(max(1, BLOCK_ENTRIES * len(turned) // turned.numel())):
-        if factor is not None:
-            block = block * factor
-        yield (block.abs() if name.endswith(".alpha") else block).to(dtype)
+        if record.kind == "scale":
+            block = block * record.factor
+        yield (block.abs() if record.absolute else block).to(dtype)
 
 
 def _generation(tokenizer: Tokenizer, vocabulary: int) -> dict:
@@ -99,13 +99,14 @@ def _generation(tokenizer: Tokenizer, vocabulary: int) -> dict:
 
 
 def _write_shards(stored: StoredTensors, model: Model, directory: Path, dtype: torch.dtype, shard_bytes: int) -> None:
-    shards = list(_divide(stored, dtype.itemsize, shard_bytes))
+    parameters = parameter_table(model, stored.state["vocabulary"])
+    shards = list(_divide(parameters, dtype.itemsize, shard_bytes))
     weight_map, total, console = {}, 0, Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("exporting", total=len(stored.names))
+        task = bar.add_task("exporting", total=len(parameters))
 
         def blocks(name: str) -> Iterator[torch.Tensor]:
-            yield from exported_blocks(stored.read(name), model, name, dtype)
+            yield from exported_blocks(stored.read(name), parameters[name], dtype)
             bar.advance(task)
 
         for number, shapes in enumerate(shards, 1):
@@ -117,16 +118,15 @@ def _write_shards(stored: StoredTensors, model: Model, directory: Path, dtype: t
         _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _divide(stored: StoredTensors, itemsize: int, shard_bytes: int) -> Iterator[dict[str, tuple[int, ...]]]:
+def _divide(parameters: dict[str, ParameterRecord], itemsize: int, shard_bytes: int) -> Iterator[dict[str, tuple[int, ...]]]:
     """Names in order with the shapes they are exported in, in groups of at most `shard_bytes` (or of one tensor)."""
     shapes, size = {}, 0
-    for name in sorted(stored.names):
-        shape = stored.shape(name)
-        nbytes = itemsize * torch.Size(shape).numel()
+    for name, record in sorted(parameters.items()):
+        nbytes = itemsize * record.size
         if shapes and size + nbytes > shard_bytes:
             yield shapes
             shapes, size = {}, 0
-        shapes[name] = shape[::-1] if is_turned(name) else shape
+        shapes[name] = record.exported_shape
         size += nbytes
     yield shapes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from megatron_ngpt.config.recipe import Model, scale_start
+from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.foreign import read_json
 
@@ -21,27 +21,11 @@ TOKENIZER = "tokenizer.model"
 ARCHITECTURES = {"ngpt": "ngpt", "gpt": "llama"}  # the recipe's name and config.json's model_type
 
 _VALID = "valid is a directory that ngpt export wrote, or for the gpt baseline a LlamaForCausalLM with safetensors"
-_TURNED = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-_SCALES = {"qk_scale": "qk", "alpha": "alpha", "up_scale": "up", "gate_scale": "gate", "logit_scale": "logit"}
 _CODE = {
     "AutoConfig": "configuration_ngpt.NGPTConfig",
     "AutoModel": "modeling_ngpt.NGPTModel",
     "AutoModelForCausalLM": "modeling_ngpt.NGPTForCausalLM",
 }
-
-
-def is_turned(name: str) -> bool:
-    """The matrix is stored transposed, and exported in `Linear` layout."""
-    return name.endswith(_TURNED)
-
-
-def effective_factor(model: Model, name: str) -> float | None:
-    """effective value / stored value of a learned scale; None for what is not one."""
-    kind = _SCALES.get(name.rsplit(".", 1)[-1])
-    if kind is None:
-        return None
-    effective, stored = scale_start(model, kind)
-    return effective / stored
 
 
 def make_config(model: Model, vocabulary: int, dtype: str, special: dict[str, int | None], boundaries: str) -> dict:

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megatron_ngpt.checkpoint.exported import is_turned, tensor_files
+from megatron_ngpt.checkpoint.exported import tensor_files
+from megatron_ngpt.config.parameters import ParameterRecord
 from megatron_ngpt.errors import ConfigError
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
@@ -34,12 +35,12 @@ class ExportedTensors:
         """Every tensor's shape, by name."""
         return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._files.items()}
 
-    def read(self, name: str, rows: slice, columns: slice) -> torch.Tensor:
-        """A rectangle of a tensor in storage layout, [rows, columns]; a tensor of one dimension is one column."""
-        part = self._files[name].get_slice(name)
+    def read(self, record: ParameterRecord, rows: slice, columns: slice) -> torch.Tensor:
+        """A rectangle of a parameter as memory holds it, [rows, columns]; a tensor of one dimension is one column."""
+        part = self._files[record.name].get_slice(record.name)
         if len(part.get_shape()) == 1:
             return part[rows].unsqueeze(1)
-        return part[columns, rows].t() if is_turned(name) else part[rows, columns]
+        return part[columns, rows].t() if record.transposed else part[rows, columns]
 
 
 def write_tensors(

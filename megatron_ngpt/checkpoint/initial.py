@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from megatron_ngpt.checkpoint.exported import differences, effective_factor, is_turned, read_config
+from megatron_ngpt.checkpoint.exported import differences, read_config
 from megatron_ngpt.checkpoint.exported_tensors import ExportedTensors
+from megatron_ngpt.config.parameters import ParameterRecord
 from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.model.blueprint import Blueprint
-from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.parallel.shards import Shard
 from megatron_ngpt.parallel.together import together
 
@@ -30,20 +30,18 @@ def load_initial(directory: Path, shards: dict[str, Shard], blueprint: Blueprint
         if problems:
             raise ConfigError(*problems)
         exported = ExportedTensors(directory, key)
-        check_tensors(exported.shapes, blueprint, key)
+        check_tensors(exported.shapes, blueprint.parameters, key)
         for name, shard in shards.items():
-            factor = effective_factor(blueprint.model, name) or 1.0
+            record = blueprint.parameters[name]
             for box in shard.boxes(shard.master):
-                box.values.copy_(exported.read(name, box.rows, box.columns).float() / factor)
+                box.values.copy_(exported.read(record, box.rows, box.columns).float() / record.factor)
 
     together(fill, f"{key}: could not be read")
 
 
-def check_tensors(found: dict[str, tuple[int, ...]], blueprint: Blueprint, key: str) -> None:
+def check_tensors(found: dict[str, tuple[int, ...]], parameters: dict[str, ParameterRecord], key: str) -> None:
     """Refuse tensors that are missing, unknown or of another shape."""
-    with torch.device("meta"):
-        whole = Decoder(Blueprint(blueprint.model, blueprint.vocabulary))
-    needed = {p.full_name: p.placement.shape[::-1] if is_turned(p.full_name) else p.placement.shape for p in whole.parameters()}
+    needed = {name: record.exported_shape for name, record in parameters.items()}
     problems = []
     for name in needed.keys() | found.keys():
         have, want = found.get(name), needed.get(name)

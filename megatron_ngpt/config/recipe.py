@@ -3,7 +3,6 @@
 Lengths are in tokens, batch sizes in sequences, times in optimiser steps.
 """
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -173,9 +172,3 @@ class Recipe(Section):
     training: Training
     checkpoint: Checkpoint = Checkpoint()
     deepspeed: Text = Field("ds_configs/zero1.json", description="DeepSpeed JSON that owns ZeRO, precision and offload")
-
-
-def scale_start(model: Model, name: str) -> tuple[float, float]:
-    """(effective, stored) value at the start of the learned scale `name` (alpha, qk, up, gate, logit)."""
-    chosen: Scale = getattr(model.scales, name)
-    return chosen.init, chosen.scale if chosen.scale is not None else 1 / math.sqrt(model.hidden)

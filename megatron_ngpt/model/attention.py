@@ -9,8 +9,9 @@ from torch import nn
 
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.rotary import Rotation, rotate
-from megatron_ngpt.model.scales import effective, scale_parameter
+from megatron_ngpt.model.scales import effective
 from megatron_ngpt.parallel.linear import ColumnParallelLinear, RowParallelLinear, enter_region, leave_region
+from megatron_ngpt.parallel.placement import parameter
 from megatron_ngpt.sphere.geometry import inverse_norm
 
 
@@ -24,15 +25,16 @@ class Past(Protocol):
 class Attention(nn.Module):
     """softmax(K^-½ rope(q) rope(k)ᵀ) v, as in Llama; the baseline's attention."""
 
-    def __init__(self, blueprint: Blueprint):
+    def __init__(self, blueprint: Blueprint, name: str):
         super().__init__()
         model, axis = blueprint.model, blueprint.grid.tensor
+        record = blueprint.parameters
         self.axis, self.sequence = axis, blueprint.sequence
         self.heads, self.groups, self.head_size = model.heads // axis.size, model.groups // axis.size, model.head_size
-        self.q_proj = ColumnParallelLinear(model.hidden, model.heads * model.head_size, axis)
-        self.k_proj = ColumnParallelLinear(model.hidden, model.groups * model.head_size, axis)
-        self.v_proj = ColumnParallelLinear(model.hidden, model.groups * model.head_size, axis)
-        self.o_proj = RowParallelLinear(model.heads * model.head_size, model.hidden, axis)
+        self.q_proj = ColumnParallelLinear(record[f"{name}.q_proj.weight"], axis)
+        self.k_proj = ColumnParallelLinear(record[f"{name}.k_proj.weight"], axis)
+        self.v_proj = ColumnParallelLinear(record[f"{name}.v_proj.weight"], axis)
+        self.o_proj = RowParallelLinear(record[f"{name}.o_proj.weight"], axis)
         self.softmax_scale = model.head_size**-0.5
 
     def forward(
@@ -62,12 +64,11 @@ class NormalizedAttention(Attention):
     s_qk² on q alone stands for s_qk on both, and since a rotation keeps lengths, q and k need one factor a head each.
     """
 
-    def __init__(self, blueprint: Blueprint):
-        super().__init__(blueprint)
-        model = blueprint.model
-        self.qk_scale = scale_parameter(blueprint, "qk", (model.groups, model.head_size), dim=0)
-        self.alpha = scale_parameter(blueprint, "alpha", (model.hidden,))
-        self.softmax_scale = math.sqrt(model.head_size)
+    def __init__(self, blueprint: Blueprint, name: str):
+        super().__init__(blueprint, name)
+        self.qk_scale = parameter(blueprint.parameters[f"{name}.qk_scale"], self.axis)
+        self.alpha = parameter(blueprint.parameters[f"{name}.alpha"], self.axis)
+        self.softmax_scale = math.sqrt(self.head_size)
 
     def position(self, q_BTHK, k_BTGK, cos, sin) -> tuple[torch.Tensor, torch.Tensor]:
         """s_qk² ∘ Norm(rope(q)) and Norm(rope(k))."""

@@ -6,11 +6,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from megatron_ngpt.model.attention import Attention, NormalizedAttention, Past
-from megatron_ngpt.model.blueprint import Blueprint, name_parameters
+from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.feed_forward import FeedForward, NormalizedFeedForward
 from megatron_ngpt.model.rotary import Rotation, rotation_of
 from megatron_ngpt.model.scales import effective
-from megatron_ngpt.parallel.placement import parameter, place
+from megatron_ngpt.parallel.placement import parameter
 from megatron_ngpt.parallel.regions import copy_to_ranks
 from megatron_ngpt.sphere.geometry import lerp_step, slerp_step, unit
 
@@ -24,11 +24,10 @@ def shared_by_ranks(replica: torch.Tensor, blueprint: Blueprint) -> torch.Tensor
 class RMSNorm(nn.Module):
     """x / rms(x) ∘ weight, in fp32, as Llama's."""
 
-    def __init__(self, blueprint: Blueprint):
+    def __init__(self, blueprint: Blueprint, name: str):
         super().__init__()
         self.blueprint = blueprint
-        self.weight = parameter(place((blueprint.model.hidden,), blueprint.grid.tensor, None), blueprint.grid.tensor)
-        self.weight.initial = ("constant", 1.0)
+        self.weight = parameter(blueprint.parameters[f"{name}.weight"], blueprint.grid.tensor)
 
     def forward(self, h_BTD: torch.Tensor) -> torch.Tensor:
         weight = shared_by_ranks(self.weight, self.blueprint)
@@ -36,14 +35,13 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """What both kinds share: a number, names, recomputation and compilation. A kind defines `step`, which inference calls with
+    """What both kinds share: a number, recomputation and compilation. A kind defines `step`, which inference calls with
     the `past` of each block."""
 
     def __init__(self, blueprint: Blueprint, number: int):
         super().__init__()
         self.blueprint = blueprint
-        self.build(blueprint)
-        name_parameters(self, f"model.layers.{number}.")
+        self.build(blueprint, f"model.layers.{number}")
         self._run = torch.compile(self.step) if blueprint.compile else self.step
 
     def forward(self, state):
@@ -66,10 +64,10 @@ class Block(nn.Module):
 class NormalizedBlock(Block):
     """h ← Norm(h + α_A (h_A − h)), then h ← Norm(h + α_M (h_M − h)), or the same along great circles."""
 
-    def build(self, blueprint: Blueprint) -> None:
-        """The block's parts."""
-        self.self_attn = NormalizedAttention(blueprint)
-        self.mlp = NormalizedFeedForward(blueprint)
+    def build(self, blueprint: Blueprint, name: str) -> None:
+        """The block's parts, called `name` in the table of parameters."""
+        self.self_attn = NormalizedAttention(blueprint, f"{name}.self_attn")
+        self.mlp = NormalizedFeedForward(blueprint, f"{name}.mlp")
         self.move = {"lerp": lerp_step, "slerp": slerp_step}[blueprint.model.update]
 
     def step(
@@ -82,19 +80,18 @@ class NormalizedBlock(Block):
         return self.move(h_BTD, unit(self.mlp(h_BTD)), self._rates(self.mlp.alpha)).to(dtype)
 
     def _rates(self, alpha: nn.Parameter) -> torch.Tensor:
-        rates = shared_by_ranks(effective(alpha), self.blueprint)
-        return rates.abs()
+        return shared_by_ranks(effective(alpha), self.blueprint)
 
 
 class BaselineBlock(Block):
     """Pre-norm: h ← h + attention(RMSNorm(h)), then h ← h + feed-forward(RMSNorm(h))."""
 
-    def build(self, blueprint: Blueprint) -> None:
-        """The block's parts."""
-        self.input_layernorm = RMSNorm(blueprint)
-        self.self_attn = Attention(blueprint)
-        self.post_attention_layernorm = RMSNorm(blueprint)
-        self.mlp = FeedForward(blueprint)
+    def build(self, blueprint: Blueprint, name: str) -> None:
+        """The block's parts, called `name` in the table of parameters."""
+        self.input_layernorm = RMSNorm(blueprint, f"{name}.input_layernorm")
+        self.self_attn = Attention(blueprint, f"{name}.self_attn")
+        self.post_attention_layernorm = RMSNorm(blueprint, f"{name}.post_attention_layernorm")
+        self.mlp = FeedForward(blueprint, f"{name}.mlp")
 
     def step(
         self, h_BTD: torch.Tensor, rotation: Rotation, documents_BT: torch.Tensor | None, past: Past | None = None

@@ -1,10 +1,11 @@
 """What every layer needs to know to build itself."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from torch import nn
 
+from megatron_ngpt.config.parameters import ParameterRecord, parameter_table
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.parallel.grid import RankGrid
 
@@ -35,8 +36,7 @@ class Blueprint:
         """dtype of the hidden state between blocks."""
         return getattr(torch, self.model.residual_dtype)
 
-
-def name_parameters(module: nn.Module, prefix: str) -> None:
-    """Give every parameter its name in the whole model, which no assembly or layout changes."""
-    for name, parameter in module.named_parameters():
-        parameter.full_name = f"{prefix}{name}"
+    @cached_property
+    def parameters(self) -> dict[str, ParameterRecord]:
+        """Every parameter of the whole model, by name."""
+        return parameter_table(self.model, self.vocabulary)

@@ -1,7 +1,5 @@
 """One layer list, and its assembly as a plain module; `pipeline.py` assembles the same list over stages."""
 
-import math
-
 import torch
 from torch import nn
 
@@ -26,7 +24,6 @@ class Decoder(nn.Module):
         super().__init__()
         self.blueprint = blueprint
         self.layers = nn.ModuleList(kind(*arguments) for kind, arguments in layer_list(blueprint)[part])
-        describe_parameters(self, blueprint)
 
     def forward(self, batch) -> torch.Tensor:
         """Logits [B, T, V] of this tensor rank's vocabulary entries, from tokens [B, T] (or (tokens, documents) under `mask`)."""
@@ -34,20 +31,3 @@ class Decoder(nn.Module):
         for layer in self.layers:
             state = layer(state)
         return state
-
-
-def describe_parameters(module: nn.Module, blueprint: Blueprint) -> None:
-    """Say of every matrix how it starts and whether its rows are unit vectors (scales and norms have said how they start).
-
-    nGPT: entries N(0, 1/√d), then every row on the sphere. Baseline: N(0, 0.02), the two projections back into the residual stream
-    divided by √(2 · layers).
-    """
-    model = blueprint.model
-    for parameter in module.parameters():
-        if len(parameter.placement.shape) == 2 and not hasattr(parameter, "initial"):
-            if model.arch == "ngpt":
-                parameter.spherical, deviation = True, 1 / math.sqrt(model.hidden)
-            else:
-                into_residual = parameter.full_name.endswith(("o_proj.weight", "down_proj.weight"))
-                deviation = 0.02 / math.sqrt(2 * model.layers) if into_residual else 0.02
-            parameter.initial = ("normal", deviation)

@@ -4,11 +4,11 @@ import torch
 from torch import nn
 
 from megatron_ngpt.model.blocks import RMSNorm
-from megatron_ngpt.model.blueprint import Blueprint, name_parameters
-from megatron_ngpt.model.scales import effective, scale_parameter
+from megatron_ngpt.model.blueprint import Blueprint
+from megatron_ngpt.model.scales import effective
 from megatron_ngpt.parallel.linear import enter_region, linear
-from megatron_ngpt.parallel.placement import parameter, place
-from megatron_ngpt.parallel.vocabulary import HiddenParallelEmbedding, VocabularyParallelEmbedding, cross_entropy, padded
+from megatron_ngpt.parallel.placement import parameter
+from megatron_ngpt.parallel.vocabulary import HiddenParallelEmbedding, VocabularyParallelEmbedding, cross_entropy
 
 
 class Embedding(nn.Module):
@@ -18,9 +18,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.blueprint = blueprint
         kind = {"vocab": VocabularyParallelEmbedding, "hidden": HiddenParallelEmbedding}[blueprint.model.embedding_shard]
-        model = blueprint.model
-        self.embed_tokens = kind(blueprint.vocabulary, model.hidden, blueprint.grid.tensor, blueprint.sequence)
-        name_parameters(self, "model.")
+        self.embed_tokens = kind(blueprint.parameters["model.embed_tokens.weight"], blueprint.grid.tensor, blueprint.sequence)
 
     def forward(self, batch):
         """(tokens [B, T], documents [B, T]), or tokens alone where documents are not masked; h takes the tokens' place."""
@@ -36,17 +34,12 @@ class Head(nn.Module):
         super().__init__()
         self.blueprint = blueprint
         self._linear = torch.compile(linear) if blueprint.compile else linear
-        model, axis = blueprint.model, blueprint.grid.tensor
-        if model.arch == "gpt":
-            self.norm = RMSNorm(blueprint)
-        shape, whole = (blueprint.vocabulary, model.hidden), padded(blueprint.vocabulary, axis)
-        self.weight = parameter(place(shape, axis, 0, whole), axis)
-        if model.arch == "ngpt":
-            self.logit_scale = scale_parameter(blueprint, "logit", shape[:1], 0, whole)
-        name_parameters(self, "")
-        self.weight.full_name = "lm_head.weight"
-        if model.arch == "gpt":
-            self.norm.weight.full_name = "model.norm.weight"
+        record, axis = blueprint.parameters, blueprint.grid.tensor
+        if blueprint.model.arch == "gpt":
+            self.norm = RMSNorm(blueprint, "model.norm")
+        self.weight = parameter(record["lm_head.weight"], axis)
+        if blueprint.model.arch == "ngpt":
+            self.logit_scale = parameter(record["logit_scale"], axis)
 
     def forward(self, state) -> torch.Tensor:
         """Logits in the weight's dtype."""
@@ -62,7 +55,7 @@ class Head(nn.Module):
 def local_vocabulary(blueprint: Blueprint) -> tuple[int, int]:
     """(first entry, number of entries) of the vocabulary whose logits this tensor rank computes."""
     axis = blueprint.grid.tensor
-    here = padded(blueprint.vocabulary, axis) // axis.size
+    here = blueprint.parameters["lm_head.weight"].local_shape(axis.size)[0]
     first = axis.rank * here
     return first, max(0, min(here, blueprint.vocabulary - first))
 

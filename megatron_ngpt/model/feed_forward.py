@@ -7,20 +7,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from megatron_ngpt.model.blueprint import Blueprint
-from megatron_ngpt.model.scales import effective, scale_parameter
+from megatron_ngpt.model.scales import effective
 from megatron_ngpt.parallel.linear import ColumnParallelLinear, RowParallelLinear, enter_region, leave_region
+from megatron_ngpt.parallel.placement import parameter
 
 
 class FeedForward(nn.Module):
     """W_d (u ∘ silu(g)) with u = W_u h and g = W_g h, as in Llama; the baseline's feed-forward."""
 
-    def __init__(self, blueprint: Blueprint):
+    def __init__(self, blueprint: Blueprint, name: str):
         super().__init__()
-        model, axis = blueprint.model, blueprint.grid.tensor
+        record, axis = blueprint.parameters, blueprint.grid.tensor
         self.axis, self.sequence = axis, blueprint.sequence
-        self.up_proj = ColumnParallelLinear(model.hidden, model.ffn_size, axis)
-        self.gate_proj = ColumnParallelLinear(model.hidden, model.ffn_size, axis)
-        self.down_proj = RowParallelLinear(model.ffn_size, model.hidden, axis)
+        self.up_proj = ColumnParallelLinear(record[f"{name}.up_proj.weight"], axis)
+        self.gate_proj = ColumnParallelLinear(record[f"{name}.gate_proj.weight"], axis)
+        self.down_proj = RowParallelLinear(record[f"{name}.down_proj.weight"], axis)
 
     def forward(self, h_BTD: torch.Tensor) -> torch.Tensor:
         """The feed-forward's output [B, T, D]."""
@@ -37,13 +38,13 @@ class FeedForward(nn.Module):
 class NormalizedFeedForward(FeedForward):
     """nGPT: u scaled by s_u, g by s_g √D; α says how far the block moves."""
 
-    def __init__(self, blueprint: Blueprint):
-        super().__init__(blueprint)
-        model = blueprint.model
-        self.up_scale = scale_parameter(blueprint, "up", (model.ffn_size,), dim=0)
-        self.gate_scale = scale_parameter(blueprint, "gate", (model.ffn_size,), dim=0)
-        self.alpha = scale_parameter(blueprint, "alpha", (model.hidden,))
-        self.gate_factor = math.sqrt(model.hidden)
+    def __init__(self, blueprint: Blueprint, name: str):
+        super().__init__(blueprint, name)
+        record = blueprint.parameters
+        self.up_scale = parameter(record[f"{name}.up_scale"], self.axis)
+        self.gate_scale = parameter(record[f"{name}.gate_scale"], self.axis)
+        self.alpha = parameter(record[f"{name}.alpha"], self.axis)
+        self.gate_factor = math.sqrt(blueprint.model.hidden)
 
     def scales(self) -> tuple[torch.Tensor, torch.Tensor]:
         """s_u and s_g √D, fp32."""

@@ -8,24 +8,23 @@ import hashlib
 
 import numpy as np
 import torch
-from torch import nn
 
+from megatron_ngpt.config.parameters import Constant
 from megatron_ngpt.parallel.shards import Box, Shard
 
 _BLOCK_ENTRIES = 1 << 18
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, shards: dict[str, Shard], seed: int) -> None:
+def initialise(shards: dict[str, Shard], seed: int) -> None:
     """Fill every master; spherical rows are not yet of length 1, and the copies that the forward pass uses are not yet made."""
-    for parameter in module.parameters():
-        shard = shards[parameter.full_name]
-        kind, value = parameter.initial
+    for shard in shards.values():
+        start = shard.placement.record.start
         for box in shard.boxes(shard.master):
-            if kind == "constant":
-                box.values.fill_(value)
+            if isinstance(start, Constant):
+                box.values.fill_(start.value)
             else:
-                _fill_normal(box, shard, seed, value)
+                _fill_normal(box, shard, seed, start.deviation)
 
 
 def _fill_normal(box: Box, shard: Shard, seed: int, deviation: float) -> None:

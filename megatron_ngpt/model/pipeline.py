@@ -5,7 +5,7 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.model.blueprint import Blueprint
-from megatron_ngpt.model.decoder import describe_parameters, layer_list
+from megatron_ngpt.model.decoder import layer_list
 from megatron_ngpt.model.ends import Loss
 
 
@@ -48,7 +48,6 @@ class DecoderPipeline(PipelineModule):
             topology=PipeModelDataParallelTopology(num_pp=grid.pipeline.size, num_mp=grid.tensor.size, num_dp=grid.data.size),
             loss_fn=Loss(blueprint),
         )
-        describe_parameters(self, blueprint)
 
     def _partition_layers(self, method: str = "") -> None:
         """Overrides `PipelineModule`, which counts parameters and would give the embedding a stage of its own."""

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from megatron_ngpt.config.parameters import ParameterRecord
 from megatron_ngpt.parallel.grid import Axis
-from megatron_ngpt.parallel.placement import parameter, place
+from megatron_ngpt.parallel.placement import parameter
 from megatron_ngpt.parallel.regions import copy_to_ranks, gather_sequence, reduce_from_ranks, reduce_to_sequence
 
 
@@ -29,9 +30,9 @@ class ColumnParallelLinear(nn.Module):
     With a `scale` [O] it computes scale ∘ (W x), folded into the weight (`ScaledLinear`).
     """
 
-    def __init__(self, inputs: int, outputs: int, axis: Axis):
+    def __init__(self, record: ParameterRecord, axis: Axis):
         super().__init__()
-        self.weight = parameter(place((outputs, inputs), axis, dim=0), axis)
+        self.weight = parameter(record, axis)
 
     def forward(self, x_BTD: torch.Tensor, scale_O: torch.Tensor | None = None) -> torch.Tensor:
         return linear(x_BTD, self.weight, scale_O)
@@ -41,9 +42,9 @@ class RowParallelLinear(nn.Module):
     """x W with the inputs divided over tensor ranks; the result is a partial sum. Weight [I, D], stored transposed so that each row is
     a vector along the hidden axis and ZeRO's flat partitions cut few of them."""
 
-    def __init__(self, inputs: int, outputs: int, axis: Axis):
+    def __init__(self, record: ParameterRecord, axis: Axis):
         super().__init__()
-        self.weight = parameter(place((inputs, outputs), axis, dim=0), axis)
+        self.weight = parameter(record, axis)
 
     def forward(self, x_BTI: torch.Tensor) -> torch.Tensor:
         return x_BTI @ self.weight

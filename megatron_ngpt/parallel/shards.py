@@ -46,23 +46,29 @@ class Shard:
     """The run of one parameter that this rank owns.
 
     Attributes:
-        name: the parameter's name, the same in every layout.
         start: where the run starts in the flattened local tensor.
         count: its length; 0 where this rank owns nothing of the parameter.
         buffer: the tensor that the base optimiser steps.
         offset: where the run starts in the buffer.
         group: which of `stepped_buffers` the buffer belongs to.
-        spherical: the rows of the global tensor are unit vectors.
     """
 
-    name: str
     placement: Placement
     start: int
     count: int
     buffer: torch.Tensor | None
     offset: int
     group: int
-    spherical: bool
+
+    @property
+    def name(self) -> str:
+        """The parameter's name, the same in every layout."""
+        return self.placement.record.name
+
+    @property
+    def spherical(self) -> bool:
+        """The rows of the global tensor are unit vectors."""
+        return self.placement.record.spherical
 
     def _run(self, flat: torch.Tensor | None) -> torch.Tensor:
         if self.count == 0:
@@ -110,15 +116,11 @@ def shards_of(module: nn.Module, optimizer=None) -> dict[str, Shard]:
     """Every parameter's shard on this rank, by name.
 
     Args:
-        module: the model, whose parameters carry `placement` and `full_name`.
+        module: the model, whose parameters carry their `placement`.
         optimizer: what `deepspeed.initialize` returned as its optimizer; None for a model without one (inference).
     """
-    found = {}
-    for parameter in module.parameters():
-        where = _locate(parameter, optimizer)
-        spherical = getattr(parameter, "spherical", False)
-        found[parameter.full_name] = Shard(parameter.full_name, parameter.placement, *where, spherical)
-    return found
+    shards = (Shard(parameter.placement, *_locate(parameter, optimizer)) for parameter in module.parameters())
+    return {shard.name: shard for shard in shards}
 
 
 def stepped_buffers(optimizer) -> list[torch.Tensor] | None:

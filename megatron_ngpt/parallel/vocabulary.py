@@ -10,25 +10,21 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from megatron_ngpt.config.parameters import ParameterRecord
 from megatron_ngpt.parallel.grid import Axis
-from megatron_ngpt.parallel.placement import parameter, place
+from megatron_ngpt.parallel.placement import parameter
 from megatron_ngpt.parallel.regions import gather_hidden, hidden_to_sequence, reduce_from_ranks, reduce_to_sequence
 
 _CPU_CHUNK, _DEVICE_CHUNK = 1 << 18, 1 << 26  # logits that the cross-entropy turns to fp32 at a time
 
 
-def padded(vocabulary: int, axis: Axis) -> int:
-    """The smallest multiple of the axis' size that holds the vocabulary."""
-    return -(-vocabulary // axis.size) * axis.size
-
-
 class VocabularyParallelEmbedding(nn.Module):
     """Each tensor rank holds some rows; an all-reduce (or, split along the sequence, a reduce-scatter) joins what they found."""
 
-    def __init__(self, vocabulary: int, hidden: int, axis: Axis, sequence: bool):
+    def __init__(self, record: ParameterRecord, axis: Axis, sequence: bool):
         super().__init__()
         self.axis, self.sequence = axis, sequence
-        self.weight = parameter(place((vocabulary, hidden), axis, dim=0, padded=padded(vocabulary, axis)), axis)
+        self.weight = parameter(record, axis)
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         if self.axis.size == 1:
@@ -44,10 +40,10 @@ class HiddenParallelEmbedding(nn.Module):
     """Each tensor rank holds a slice of every row: an all-gather of slices (or an all-to-all to slices of the sequence), no masking, an
     even load. The rows' norms are then sums over tensor ranks."""
 
-    def __init__(self, vocabulary: int, hidden: int, axis: Axis, sequence: bool):
+    def __init__(self, record: ParameterRecord, axis: Axis, sequence: bool):
         super().__init__()
         self.axis, self.sequence = axis, sequence
-        self.weight = parameter(place((vocabulary, hidden), axis, dim=1), axis)
+        self.weight = parameter(record, axis)
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         slices = F.embedding(tokens_BT, self.weight)

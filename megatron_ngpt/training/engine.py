@@ -83,7 +83,7 @@ class Engine:
 
     def initialise(self) -> None:
         """The model of step 0, on the sphere."""
-        initialise(self.engine.module, self.shards, self.recipe.training.seed)
+        initialise(self.shards, self.recipe.training.seed)
         self.renormaliser.renormalise()
         self.publish()
 

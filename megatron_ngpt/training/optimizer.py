@@ -9,14 +9,14 @@ from megatron_ngpt.parallel.grid import RankGrid
 
 
 def base_optimizer(optimizer: Optimizer, module: nn.Module) -> torch.optim.AdamW:
-    """AdamW; only matrices decay, so scales and norms get a group of their own where anything decays."""
-    matrices = [p for p in module.parameters() if len(p.placement.shape) == 2]
-    others = [p for p in module.parameters() if len(p.placement.shape) != 2]
+    """AdamW; what does not decay gets a group of its own where anything decays."""
+    decaying = [p for p in module.parameters() if p.placement.record.decays]
+    others = [p for p in module.parameters() if not p.placement.record.decays]
     if optimizer.weight_decay:
-        groups = [{"params": matrices, "weight_decay": optimizer.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = [{"params": decaying, "weight_decay": optimizer.weight_decay}, {"params": others, "weight_decay": 0.0}]
         groups = [g for g in groups if g["params"]]
     else:
-        groups = [{"params": matrices + others, "weight_decay": 0.0}]
+        groups = [{"params": decaying + others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=optimizer.lr, betas=tuple(optimizer.betas), eps=optimizer.eps, fused=True)
 
 

@@ -44,16 +44,13 @@ def build(layout: Layout, rank: int) -> tuple[dict[str, Shard], torch.optim.Opti
     names = []
     for number, layer in enumerate(module.layers):
         stage = first <= max(0, min(number - 1, layout.model.layers - 1)) < last
-        names += [parameter.full_name for parameter in layer.parameters() if stage]
+        names += [parameter.placement.record.name for parameter in layer.parameters() if stage]
     shards = {name: shards[name] for name in names}
     if layout.partition:
         shards = cut(shards, d, layout.data)
     buffers = {id(s.buffer): s.buffer for s in shards.values() if s.count}.values()
     optimizer = torch.optim.AdamW(list(buffers) or [torch.zeros(1)])
-    made = dict(shards)
-    parameters = [parameter for parameter in module.parameters() if parameter.full_name in made]
-    holder = torch.nn.ParameterList(parameters)
-    optimizer.fill = lambda seed: initialise(holder, made, seed)
+    optimizer.fill = lambda seed: initialise(shards, seed)
     return shards, optimizer
 
 

@@ -14,6 +14,7 @@ from megatron_ngpt.checkpoint.export import export, exported_blocks
 from megatron_ngpt.checkpoint.exported_tensors import write_tensors
 from megatron_ngpt.checkpoint.seal import read_state
 from megatron_ngpt.checkpoint.store import CheckpointStore
+from megatron_ngpt.config.parameters import parameter_table
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.errors import CheckpointError, DamagedError
 from megatron_ngpt.parallel.shards import shards_of
@@ -28,11 +29,11 @@ def test_output_is_whole_or_absent(tmp_path, monkeypatch):
 
     written = []
 
-    def no_space(stored, model, name, dtype):
-        written.append(name)
+    def no_space(stored, record, dtype):
+        written.append(record.name)
         if len(written) == 5:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return exported_blocks(stored, model, name, dtype)
+        return exported_blocks(stored, record, dtype)
 
     monkeypatch.setattr(export_module, "exported_blocks", no_space)
     with pytest.raises(CheckpointError, match="could not be written: No space left on device"):
@@ -64,7 +65,8 @@ def test_blocks_are_the_tensor(tmp_path, monkeypatch):
     _, whole, _ = exported(tmp_path, make_model(), "whole", dtype="bfloat16")
     monkeypatch.setattr(export_module, "BLOCK_ENTRIES", 100)
     stored = torch.arange(24.0 * 40).view(40, 24)
-    assert len(list(exported_blocks(stored, Model(**SHAPE), "model.layers.0.mlp.down_proj.weight", torch.float32))) == 12
+    down = parameter_table(Model(**SHAPE), 33)["model.layers.0.mlp.down_proj.weight"]
+    assert len(list(exported_blocks(stored, down, torch.float32))) == 12
     _, pieces, _ = exported(tmp_path, make_model(), "pieces", dtype="bfloat16")
     assert whole.keys() == pieces.keys() and all(pieces[name].equal(tensor) for name, tensor in whole.items())
 

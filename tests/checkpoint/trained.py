@@ -23,11 +23,11 @@ def make_model(arch: str = "ngpt", vocabulary: int = 33, seed: int = 5, **change
     """A small model on the sphere whose scales and norms differ entry by entry."""
     module = Decoder(Blueprint(Model(arch=arch, **{**SHAPE, **changes}), vocabulary))
     shards = shards_of(module)
-    initialise(module, shards, seed)
+    initialise(shards, seed)
     Renormaliser(shards, RankGrid()).renormalise()
     generator = torch.Generator().manual_seed(seed)
     for shard in shards.values():
-        if shard.name.rsplit(".", 1)[-1] != "weight" or len(shard.placement.shape) == 1:
+        if shard.placement.record.kind != "matrix":
             with torch.no_grad():
                 shard.master.mul_(1 + 0.5 * torch.randn(shard.count, generator=generator))
     return module

@@ -2,6 +2,7 @@
 
 import torch
 
+from megatron_ngpt.config.parameters import Constant
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
@@ -23,12 +24,12 @@ def trained(plan: Blueprint, seed: int = 0, spread: float = 0.3) -> Decoder:
     """The step-0 model with vectors pushed off their start by a factor 1 ± spread, as if trained for a while."""
     module = Decoder(plan)
     shards = shards_of(module)
-    initialise(module, shards, seed)
+    initialise(shards, seed)
     Renormaliser(shards, RankGrid()).renormalise()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            if parameter.initial[0] == "constant":
+            if isinstance(parameter.placement.record.start, Constant):
                 parameter.mul_(1 + spread * (2 * torch.rand(parameter.shape, generator=generator) - 1))
     return module
 

@@ -140,7 +140,7 @@ def test_effective_is_stored_times_init_over_scale():
 
 
 def test_shapes_of_the_learned_scales():
-    shapes = {p.full_name.split(".", 3)[-1]: tuple(p.placement.shape) for p in Decoder(blueprint()).layers[1].parameters()}
+    shapes = {p.placement.record.name.split(".", 3)[-1]: tuple(p.placement.shape) for p in Decoder(blueprint()).layers[1].parameters()}
     assert {name: shape for name, shape in shapes.items() if not name.endswith("weight")} == {
         "self_attn.qk_scale": (G, K), "self_attn.alpha": (D,), "mlp.alpha": (D,), "mlp.up_scale": (40,), "mlp.gate_scale": (40,)
     }  # fmt: skip

@@ -17,8 +17,8 @@ from tests.model.small import blueprint
 def initial(plan, seed: int = 0) -> dict[str, torch.Tensor]:
     """Every parameter of this rank's model before rows are rescaled."""
     module = Decoder(plan)
-    initialise(module, shards_of(module), seed)
-    return {parameter.full_name: parameter.detach() for parameter in module.parameters()}
+    initialise(shards_of(module), seed)
+    return {parameter.placement.record.name: parameter.detach() for parameter in module.parameters()}
 
 
 def runs(shard: Shard, cuts: list[int]) -> list[Shard]:
@@ -27,7 +27,7 @@ def runs(shard: Shard, cuts: list[int]) -> list[Shard]:
     found = []
     for start, stop in pairwise(bounds):
         buffer = torch.full((stop - start + 4,), -7.0) if stop > start else None
-        found.append(Shard(shard.name, shard.placement, start, stop - start, buffer, 4, 0, shard.spherical))
+        found.append(Shard(shard.placement, start, stop - start, buffer, 4, 0))
     return found
 
 
@@ -42,7 +42,7 @@ def test_equal_bit_for_bit_in_every_layout(arch, ranks, shard, monkeypatch):
         cut = {name: runs(shard, [17, 100, 101]) for name, shard in shards_of(module).items()}
         for part in range(4):
             shards = {name: parts[part] for name, parts in cut.items()}
-            initialise(module, shards, 0)
+            initialise(shards, 0)
             for name, one in shards.items():
                 for box in one.boxes(one.master):
                     found[name].view(found[name].shape[0], -1)[box.rows, box.columns] = box.values
@@ -58,18 +58,8 @@ def test_equal_with_blocks_of_the_shipped_size():
     assert whole.numel() > 2 * 2**18
     shard = shards_of(module)["model.layers.0.mlp.up_proj.weight"]
     for one in runs(shard, [300_000, 262_144 + 5]):
-        initialise(_Only(module, one.name), {one.name: one}, 0)
+        initialise({one.name: one}, 0)
         assert torch.equal(one.master, whole.view(-1)[one.start : one.start + one.count])
-
-
-class _Only:
-    """A module with one parameter of another."""
-
-    def __init__(self, module, name):
-        self.found = [parameter for parameter in module.parameters() if parameter.full_name == name]
-
-    def parameters(self):
-        return self.found
 
 
 def test_independent_of_other_parameters():
@@ -108,20 +98,20 @@ def test_deviations(arch):
 def test_step_0_is_on_the_sphere():
     module = Decoder(blueprint())
     shards = shards_of(module)
-    initialise(module, shards, 0)
-    vectors = {p.full_name: p.detach().clone() for p in module.parameters() if not getattr(p, "spherical", False)}
+    initialise(shards, 0)
+    vectors = {shard.name: shard.master.clone() for shard in shards.values() if not shard.spherical}
     Renormaliser(shards, RankGrid()).renormalise()
-    spherical = {p.full_name for p in module.parameters() if getattr(p, "spherical", False)}
+    spherical = {shard.name for shard in shards.values() if shard.spherical}
     kinds = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.gate_proj",
              "mlp.down_proj")  # fmt: skip
     blocks = {f"model.layers.{layer}.{kind}.weight" for layer in range(2) for kind in kinds}
     assert spherical == {"model.embed_tokens.weight", "lm_head.weight"} | blocks
-    for parameter in module.parameters():
-        if parameter.full_name in spherical:
-            assert parameter.shape[1] == 24  # rows run along the hidden axis
-            assert (parameter.double().square().sum(1).sqrt() - 1).abs().max() <= 1e-6, parameter.full_name
+    for shard in shards.values():
+        if shard.spherical:
+            rows = shard.master.view(-1, 24)  # rows run along the hidden axis
+            assert (rows.double().square().sum(1).sqrt() - 1).abs().max() <= 1e-6, shard.name
         else:
-            assert torch.equal(parameter, vectors[parameter.full_name])
+            assert torch.equal(shard.master, vectors[shard.name])
 
 
 def test_the_baseline_has_no_sphere():

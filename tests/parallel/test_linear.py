@@ -5,6 +5,7 @@ import torch
 
 from megatron_ngpt.parallel.grid import Axis
 from megatron_ngpt.parallel.linear import ColumnParallelLinear, ScaledLinear, linear
+from tests.records import record
 
 B, T, D, OUT = 3, 5, 16, 24
 
@@ -56,7 +57,7 @@ def test_bf16_errs_no_more_than_the_scale_on_the_product():
 
 
 def test_a_column_parallel_layer_takes_x_of_any_dtype():
-    layer = ColumnParallelLinear(D, OUT, Axis()).bfloat16()
+    layer = ColumnParallelLinear(record((OUT, D), 0), Axis()).bfloat16()
     layer.weight.data = made()[1].bfloat16()
     x = made()[0]
     assert torch.equal(layer(x), x.bfloat16() @ layer.weight.t())
@@ -65,4 +66,4 @@ def test_a_column_parallel_layer_takes_x_of_any_dtype():
 
 def test_outputs_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="24 does not divide over 5 tensor ranks"):
-        ColumnParallelLinear(D, OUT, Axis(0, 5))
+        ColumnParallelLinear(record((OUT, D), 0), Axis(0, 5))

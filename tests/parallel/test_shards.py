@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from megatron_ngpt.parallel.grid import Axis
 from megatron_ngpt.parallel.placement import place
 from megatron_ngpt.parallel.shards import Shard, rectangles
+from tests.records import record
 
 
 @given(st.integers(0, 200), st.integers(0, 200), st.integers(1, 20))
@@ -28,8 +29,7 @@ def cut_matrices(draw):
     ranks, dim = draw(st.integers(1, 3)), draw(st.sampled_from([0, 1, None]))
     rows, columns = draw(st.integers(1, 9)), draw(st.integers(1, 4)) * (ranks if dim == 1 else 1)
     axis = Axis(draw(st.integers(0, ranks - 1)), ranks)
-    padded = -(-rows // ranks) * ranks if dim == 0 else None
-    placement = place((rows, columns), axis, dim, padded)
+    placement = place(record((rows, columns), dim, pads=dim == 0), axis)
     whole = torch.arange(1.0, 1 + rows * columns).view(rows, columns)
     local = torch.zeros(placement.local)
     (row, column), (height, width) = placement.offset, placement.local
@@ -38,7 +38,7 @@ def cut_matrices(draw):
     start, stop = sorted(draw(st.tuples(*[st.integers(0, local.numel())] * 2)))
     before = draw(st.integers(0, 5))
     buffer = torch.cat([torch.full((before,), -1.0), local.view(-1)[start:stop], torch.full((3,), -1.0)])
-    shard = Shard("w", placement, start, stop - start, buffer if stop > start else None, before, 0, True)
+    shard = Shard(placement, start, stop - start, buffer if stop > start else None, before, 0)
     return whole, local.view(-1)[start:stop], shard
 
 
@@ -68,9 +68,9 @@ def test_writing_to_boxes_writes_to_the_master_and_nothing_else(drawn):
 @given(st.integers(1, 12), st.integers(1, 3), st.data())
 def test_vectors_are_one_column(length, ranks, data):
     axis = Axis(data.draw(st.integers(0, ranks - 1)), ranks)
-    placement = place((length,), axis, 0, -(-length // ranks) * ranks)
+    placement = place(record((length,), 0, pads=True), axis)
     values = torch.arange(float(placement.local[0]))
-    shard = Shard("s", placement, 0, len(values), values, 0, 0, False)
+    shard = Shard(placement, 0, len(values), values, 0, 0)
     kept = max(0, min(len(values), length - placement.offset[0]))
     found = [(box.row, box.column, box.values.flatten().tolist()) for box in shard.boxes(shard.master)]
     assert found == ([(placement.offset[0], 0, list(range(kept)))] if kept else [])

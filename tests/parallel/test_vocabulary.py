@@ -6,9 +6,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from megatron_ngpt.parallel import vocabulary
-from megatron_ngpt.parallel.grid import Axis, make_grid
-from megatron_ngpt.parallel.vocabulary import HiddenParallelEmbedding, VocabularyParallelEmbedding, cross_entropy, padded
+from megatron_ngpt.parallel.grid import make_grid
+from megatron_ngpt.parallel.vocabulary import HiddenParallelEmbedding, VocabularyParallelEmbedding, cross_entropy
 from tests.on_ranks import on_ranks
+from tests.records import record
 
 B, T, D = 2, 6, 12
 VOCABULARIES = (9, 7, 4, 5)  # over 3 ranks: divides; padding; a rank of padding alone; one real entry on the last
@@ -84,9 +85,9 @@ def check_embeddings():
         whole = table.double().requires_grad_()
         wanted = F.embedding(tokens, whole)
         (wanted * given).sum().backward()
-        for kind in (VocabularyParallelEmbedding, HiddenParallelEmbedding):
+        for kind, cut in ((VocabularyParallelEmbedding, 0), (HiddenParallelEmbedding, 1)):
             for sequence in (False, True):
-                check_embedding(kind(entries, D, axis, sequence), table, whole.grad, tokens, wanted, given)
+                check_embedding(kind(record((entries, D), cut, pads=cut == 0), axis, sequence), table, whole.grad, tokens, wanted, given)
 
 
 def check_embedding(layer, table, wanted_gradient, tokens, wanted, given):
@@ -110,7 +111,3 @@ def check_embedding(layer, table, wanted_gradient, tokens, wanted, given):
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_embeddings_and_their_gradients(ranks):
     on_ranks(ranks, check_embeddings)
-
-
-def test_padding_is_the_least_that_divides():
-    assert [padded(entries, Axis(0, 3)) for entries in (1, 3, 4, 32_000)] == [3, 3, 6, 32_001]

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.placement import place
 from megatron_ngpt.parallel.shards import Shard
+from tests.records import record
 
 _GAP = 3  # numbers of others between two runs in a buffer, and around them
 
@@ -71,10 +72,9 @@ class HeldWeights:
             at += stop - start + _GAP
         buffer = torch.nn.Parameter(torch.cat(pieces))
         for matrix, start, count, offset in found:
-            padded = matrix.padded_rows(tensor.size) if matrix.dim == 0 else None
-            placement = place((matrix.rows, matrix.columns), tensor, matrix.dim, padded)
+            made = record((matrix.rows, matrix.columns), matrix.dim, matrix.dim == 0, matrix.name, matrix.spherical)
             where = (start, count, buffer, offset, group) if count else (0, 0, None, 0, 0)
-            self.shards[matrix.name] = Shard(matrix.name, placement, *where, matrix.spherical)
+            self.shards[matrix.name] = Shard(place(made, tensor), *where)
         return buffer
 
     def set_gradients(self, seed: int) -> None:

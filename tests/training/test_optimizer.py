@@ -40,12 +40,12 @@ def test_steps_are_adamws_in_float64(eps, weight_decay):
             first, second = moments[p]
             first.mul_(0.9).add_(0.1 * p.grad.double())
             second.mul_(0.95).add_(0.05 * p.grad.double() ** 2)
-            if p.ndim == 2:
+            if p.placement.record.kind == "matrix":
                 w.mul_(1 - LR * weight_decay)
             w.sub_(LR * first / (1 - 0.9**step) / ((second / (1 - 0.95**step)).sqrt() + eps))
         optimizer.step()
     for p, w in before.items():
-        assert (p - w).abs().max() < 1e-6, p.full_name
+        assert (p - w).abs().max() < 1e-6, p.placement.record.name
 
 
 JSONS = ("zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload", "bf16-zero1", "bf16-zero2", "bf16-zero3")
