@@ -49,9 +49,9 @@ def build_engine(stage: int, tensor: int, device: torch.device):
             "training": {"output": "nothing is written", "global_batch": 2, "micro_batch": 1},
         }
     )
-    grid = make_grid(tensor)
+    grid = make_grid(tensor=tensor)
     choice = DeepSpeedChoice(stage, False, False, {"zero_optimization": {"stage": stage}})
-    engine = Engine(recipe, VOCABULARY, engine_config(recipe, choice, grid.data.size), grid, device)
+    engine = Engine(recipe, VOCABULARY, engine_config(recipe, choice, grid.readers.size), grid, device)
     engine.initialise()
     return engine
 

@@ -41,7 +41,7 @@ def build_engine(stage: int, device: torch.device):
     )
     grid = make_grid()
     raw = {"zero_optimization": {"stage": stage}}
-    engine = Engine(recipe, VOCABULARY, engine_config(recipe, DeepSpeedChoice(stage, False, False, raw), grid.data.size), grid, device)
+    engine = Engine(recipe, VOCABULARY, engine_config(recipe, DeepSpeedChoice(stage, False, False, raw), grid.readers.size), grid, device)
     engine.initialise()
     return engine
 
@@ -86,7 +86,7 @@ def measure(rank: int, ranks: int, stage: int, rounds: int, output: str) -> None
 
 def cut_rows(engine) -> int:
     """Rows that ZeRO-3 cuts anywhere in the data group: each parameter's partition boundaries that fall inside a row."""
-    ranks, cut = engine.grid.data.size, 0
+    ranks, cut = engine.grid.replicas.size, 0
     for parameter in engine.engine.module.parameters():
         if parameter.placement.record.spherical and hasattr(parameter, "ds_id"):
             rows, columns = parameter.ds_shape

@@ -83,7 +83,7 @@ def evaluate(
 
     with joined(tensor, pipeline) as grid:
         result = evaluate(load_model(model, mask_documents=None, grid=grid), data, context, batches)
-        if grid.world.rank == 0:
+        if grid.world.first:
             print(json.dumps(result))
 
 

@@ -75,8 +75,10 @@ def read_deepspeed(path: str) -> DeepSpeedChoice:
     return DeepSpeedChoice(int(zero.get("stage", 0)), bf16.get("enabled", False), offload, raw)
 
 
-def engine_config(recipe: Recipe, choice: DeepSpeedChoice, data_ranks: int) -> dict:
+def engine_config(recipe: Recipe, choice: DeepSpeedChoice, readers: int) -> dict:
     """The whole configuration for `deepspeed.initialize`: the JSON's choices and what the recipe owns.
+
+    `readers`: ranks that read other rows of the global batch.
 
     * Gradients accumulate in fp32. With bf16 and ZeRO-1 this selects BF16_Optimizer, which needs it.
     * ZeRO-0 reports no gradient norm, so the trainer computes the norm and clips; DeepSpeed must not clip a second time.
@@ -87,9 +89,8 @@ def engine_config(recipe: Recipe, choice: DeepSpeedChoice, data_ranks: int) -> d
     training = recipe.training
     quiet = {"steps_per_print": 2**31 - 1, "wall_clock_breakdown": False}
     owned = {
-        "train_batch_size": training.global_batch,
         "train_micro_batch_size_per_gpu": training.micro_batch,
-        "gradient_accumulation_steps": training.global_batch // (training.micro_batch * data_ranks),
+        "gradient_accumulation_steps": training.global_batch // (training.micro_batch * readers),
         "gradient_clipping": recipe.optimizer.clip if choice.zero_stage > 0 else 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

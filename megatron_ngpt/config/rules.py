@@ -1,8 +1,10 @@
 """Rules between keys of a recipe, DeepSpeed's choice and the number of ranks. Each problem says what to choose instead."""
 
+import math
 from collections.abc import Iterator
 
 from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice
+from megatron_ngpt.config.grid import given_sizes, grid_of
 from megatron_ngpt.config.recipe import Recipe
 
 
@@ -13,11 +15,6 @@ def problems(recipe: Recipe, deepspeed: DeepSpeedChoice | None, world: int) -> l
     """
     found = [*_shape(recipe), *_layout(recipe, world), *_batch(recipe, world), *_schedule(recipe), *_run(recipe)]
     return found + list(_deepspeed(recipe, deepspeed)) if deepspeed else found
-
-
-def data_ranks(recipe: Recipe, world: int) -> int:
-    """Data parallel size: how many ranks hold the same part of the model."""
-    return world // (recipe.parallel.tensor * recipe.parallel.pipeline)
 
 
 def _shape(recipe: Recipe) -> Iterator[str]:
@@ -49,17 +46,19 @@ def _layout(recipe: Recipe, world: int) -> Iterator[str]:
             yield f"parallel.tensor = {tensor}: must divide {key} = {size}; {_divisors(size, tensor)}"
     if pipeline > model.layers:
         yield f"parallel.pipeline = {pipeline}: more stages than model.layers = {model.layers}; choose 1 to {model.layers}"
-    if world % (tensor * pipeline):
+    given = given_sizes(recipe.parallel)
+    if world % (product := math.prod(given.values())):
         yield (
-            f"parallel.tensor = {tensor}, parallel.pipeline = {pipeline}: their product {tensor * pipeline} must divide "
-            f"the number of ranks, {world}; {_divisors(world, tensor * pipeline)}"
+            f"{', '.join(f'parallel.{axis} = {size}' for axis, size in given.items())}: their product {product} must divide "
+            f"the number of ranks, {world}; {_divisors(world, product)}"
         )
 
 
 def _batch(recipe: Recipe, world: int) -> Iterator[str]:
-    if world % (recipe.parallel.tensor * recipe.parallel.pipeline):
+    try:
+        ranks, training = grid_of(world, given_sizes(recipe.parallel)).size("readers"), recipe.training
+    except ValueError:
         return                                              # told by _layout; there is no data parallel size to check against
-    ranks, training = data_ranks(recipe, world), recipe.training
     together = training.micro_batch * ranks
     if training.global_batch % together:
         below = training.global_batch // together * together

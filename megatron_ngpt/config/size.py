@@ -6,6 +6,7 @@ The counts follow from the equations of the two architectures; vocabulary paddin
 from dataclasses import dataclass
 
 from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice
+from megatron_ngpt.config.grid import given_sizes, grid_of
 from megatron_ngpt.config.recipe import Model, Recipe
 
 
@@ -44,13 +45,14 @@ def memory(recipe: Recipe, choice: DeepSpeedChoice, vocabulary: int, world: int)
     (divided by ZeRO 2 and up). ZeRO-3 divides the weights too.
     """
     local = _local_parameters(recipe, vocabulary)
-    data = world // (recipe.parallel.tensor * recipe.parallel.pipeline)
+    grid = grid_of(world, given_sizes(recipe.parallel))
+    data = grid.size("replicas")
     stage = choice.zero_stage
     weights = local * (2 if choice.bf16 else 4) // (data if stage == 3 else 1)
     gradients = local * 4 // (data if stage >= 2 else 1)
     optimiser = local * (12 if stage else 8) // (data if stage else 1)
     offloaded = optimiser + (gradients if stage >= 2 else 0) if choice.offload else 0
-    return Memory(weights, gradients, optimiser, _activations(recipe, choice, vocabulary, data), offloaded)
+    return Memory(weights, gradients, optimiser, _activations(recipe, choice, vocabulary, grid.size("readers")), offloaded)
 
 
 def _embedding(model: Model, vocabulary: int) -> int:
@@ -81,7 +83,7 @@ def _local_parameters(recipe: Recipe, vocabulary: int) -> int:
     return (-(-model.layers // stages) * _block(model) + ends) // tensor
 
 
-def _activations(recipe: Recipe, choice: DeepSpeedChoice, vocabulary: int, data: int) -> int:
+def _activations(recipe: Recipe, choice: DeepSpeedChoice, vocabulary: int, readers: int) -> int:
     """What a forward pass keeps for backward, roughly: vectors a token and block, and the logits of one micro-batch in fp32.
 
     A block keeps about eight vectors of the hidden width (split over the tensor ranks by sequence parallelism alone),
@@ -97,6 +99,6 @@ def _activations(recipe: Recipe, choice: DeepSpeedChoice, vocabulary: int, data:
     whole = tokens * ((4 * residual + 4 * width) * model.hidden // spread + width * sharded // parallel.tensor)
     layers = -(-model.layers // parallel.pipeline)
     kept = layers * tokens * residual * model.hidden // spread + whole if training.recompute == "full" else layers * whole
-    accumulated = training.global_batch // (training.micro_batch * data)
+    accumulated = training.global_batch // (training.micro_batch * readers)
     in_flight = min(parallel.pipeline, accumulated)
     return kept * in_flight + 2 * 4 * tokens * vocabulary // parallel.tensor

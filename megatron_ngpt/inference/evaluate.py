@@ -25,7 +25,7 @@ def evaluate(loaded: LoadedModel, prefix: str, context: int | None = None, batch
     """Loss (nats a token), perplexity, tokens predicted, and the context they were predicted in (collective, the same on every rank).
 
     The dataset is read in windows of `context` tokens (default: the model's), each predicting as many: `batches` of 8 windows,
-    spread over the dataset in the order that training's evaluation takes them; by default every window once. Data parallel ranks
+    spread over the dataset in the order that training's evaluation takes them; by default every window once. Readers
     take batches in turn.
 
     Raises:
@@ -42,9 +42,9 @@ def evaluate(loaded: LoadedModel, prefix: str, context: int | None = None, batch
 
 def _total(loaded: LoadedModel, source: BatchSource, windows: int) -> float:
     """The summed loss of the first `windows` windows, over all ranks."""
-    axis, total, mistake = loaded.grid.data, 0.0, None
+    axis, total, mistake = loaded.grid.readers, 0.0, None
     try:
-        for number in shown(range(axis.rank, -(-windows // BATCH), axis.size), "evaluating"):
+        for number in shown(axis.turns(-(-windows // BATCH)), "evaluating"):
             total += _summed_loss(loaded, source.rows(number + 1, 0, min(BATCH, windows - number * BATCH)))
     except DataError as error:  # of this rank's windows, the same on all ranks that share them
         mistake = error
@@ -56,7 +56,7 @@ def _total(loaded: LoadedModel, source: BatchSource, windows: int) -> float:
     together(agree, "evaluation")
     if not dist.is_initialized():
         return total
-    counts = loaded.grid.tensor.rank == 0  # tensor ranks have the same loss, and stages before the last one have none
+    counts = loaded.grid.tensor.first  # tensor ranks have the same loss, and stages before the last one have none
     return reduce_vector(torch.tensor([total * counts], dtype=torch.float64), loaded.grid.world).item()
 
 

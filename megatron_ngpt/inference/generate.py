@@ -116,13 +116,12 @@ def stream(loaded: LoadedModel, prompt: str, request: Request, show: Callable[[s
 
 
 def continue_prompts(loaded: LoadedModel, prompts: list[str], request: Request, write: Callable[[str, str], None]) -> Speed:
-    """Continue each prompt, and give it and its text to `write`, in order (collective; data ranks share the prompts)."""
-    tokenizer, axis, speed = loaded.tokenizer(), loaded.grid.data, Speed()
+    """Continue each prompt, and give it and its text to `write`, in order (collective; readers share the prompts)."""
+    tokenizer, axis, speed = loaded.tokenizer(), loaded.grid.readers, Speed()
     together = request.batch * axis.size
     for first in range(0, len(prompts), together):
         part = prompts[first : first + together]
-        share = -(-len(part) // axis.size)
-        rows = [Continuation(tokenizer, prompt, request.stops) for prompt in part[axis.rank * share :][:share]]
+        rows = [Continuation(tokenizer, prompt, request.stops) for prompt in part[axis.share(len(part))]]
         took = continue_batch(loaded, rows, request.max_tokens, request.sampling, tokenizer.size) if rows else Speed()
         texts, took = _joined([row.finish() for row in rows], took, axis)
         for prompt, text in zip(part, texts, strict=True):
@@ -132,7 +131,7 @@ def continue_prompts(loaded: LoadedModel, prompts: list[str], request: Request, 
 
 
 def _joined(texts: list[str], speed: Speed, axis: Axis) -> tuple[list[str], Speed]:
-    """All data ranks' texts in order, and their speed together."""
+    """All readers' texts in order, and their speed together."""
     if axis.size == 1:
         return texts, speed
     found = [None] * axis.size
@@ -179,7 +178,7 @@ def run(model: Path, prompts: list[str], request: Request, tensor: int, pipeline
     """The command: `plain`, the one prompt's text as it comes, else a JSON object a line; only rank 0 prints, speed on stderr."""
 
     def show(text: str, end: str = "") -> None:
-        if grid.world.rank == 0:
+        if grid.world.first:
             print(text, end=end, flush=True)
 
     with joined(tensor, pipeline) as grid:
@@ -189,7 +188,7 @@ def run(model: Path, prompts: list[str], request: Request, tensor: int, pipeline
             show("", end="\n")
         else:
             speed = continue_prompts(loaded, prompts, request, lambda prompt, text: show(_line(prompt, text), end="\n"))
-        if grid.world.rank == 0:
+        if grid.world.first:
             print(speed, file=sys.stderr)
 
 

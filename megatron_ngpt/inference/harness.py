@@ -46,7 +46,7 @@ class HarnessModel(TemplateLM):
         super().__init__()
         self.loaded, self.batch = loaded, batch
         self._tokenizer = loaded.tokenizer()
-        self._axis = loaded.grid.data
+        self._axis = loaded.grid.readers
         self._rank, self._world_size, self._device = self._axis.rank, self._axis.size, loaded.device
 
     @property
@@ -183,7 +183,7 @@ def run(
             results = simple_evaluate(loaded, tasks=chosen, task_manager=manager, limit=limit, batch_size=batch, log_samples=False)
         except OSError as error:
             raise DataError(f"--tasks {', '.join(tasks)}: a task's data could not be read: {str(error).splitlines()[0]}") from None
-    if grid.world.rank > 0:
+    if not grid.world.first:
         return
     print(make_table(results))
     if results.get("groups"):

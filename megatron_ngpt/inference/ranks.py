@@ -36,7 +36,7 @@ def joined(tensor: int = 1, pipeline: int = 1) -> Iterator[RankGrid]:
     Raises:
         ConfigError: their number is no multiple of tensor · pipeline.
     """
-    place = read_place(os.environ)
+    place, sizes = read_place(os.environ), {"tensor": tensor, "pipeline": pipeline}
     if place.world % (tensor * pipeline):
         raise ConfigError(
             f"--tensor = {tensor}, --pipeline = {pipeline}: their product {tensor * pipeline} must divide the number of ranks, "
@@ -48,7 +48,7 @@ def joined(tensor: int = 1, pipeline: int = 1) -> Iterator[RankGrid]:
     os.environ.update(variables(place, os.environ))
     with redirect_stdout(sys.stderr):  # DeepSpeed's log would stand among the results
         start_process_group(choose_device(), lambda line: print(line, file=sys.stderr, flush=True))
-    yield make_grid(tensor, pipeline)
+    yield make_grid(**sizes)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -81,14 +81,14 @@ def through_stages(module: Decoder, tokens_BT: torch.Tensor, run: Callable[[torc
     """
     blueprint, axis = module.blueprint, module.blueprint.grid.pipeline
     state = tokens_BT
-    if axis.rank > 0:
+    if not axis.first:
         shape = (*tokens_BT.shape, blueprint.model.hidden)
         state = torch.empty(shape, dtype=blueprint.residual_dtype, device=tokens_BT.device)
-        dist.recv(state, group=axis.group, group_src=axis.rank - 1)
+        dist.recv(state, group=axis.group, group_src=axis.before)
     state = run(state)
-    if axis.rank == axis.size - 1:
+    if axis.last:
         return state
-    dist.send(state.contiguous(), group=axis.group, group_dst=axis.rank + 1)
+    dist.send(state.contiguous(), group=axis.group, group_dst=axis.after)
     return None
 
 
@@ -99,7 +99,8 @@ def from_last_stage(module: Decoder, found: torch.Tensor | None, shape: tuple[in
         return found
     device = next(module.parameters()).device
     told = torch.empty(shape, dtype=dtype, device=device) if found is None else found.to(device, dtype).contiguous()
-    dist.broadcast(told, group=grid.model.group, group_src=(grid.pipeline.size - 1) * grid.tensor.size)
+    finder = grid.shape.index("model", pipeline=grid.pipeline.size - 1)
+    dist.broadcast(told, group=grid.model.group, group_src=finder)
     return told
 
 

@@ -1,12 +1,14 @@
 """The layer list over pipeline stages, as a DeepSpeed `PipelineModule`."""
 
 from deepspeed.pipe import LayerSpec, PipelineModule
-from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+from deepspeed.runtime.pipe.topology import ProcessTopology
 
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import layer_list
 from megatron_ngpt.model.ends import Loss
+
+_AXES = {"tensor": "model", "data": "data", "pipeline": "pipe"}  # in DeepSpeed's words
 
 
 def stage_bounds(layers: int, stages: int, head_cost: float) -> list[int]:
@@ -43,9 +45,10 @@ class DecoderPipeline(PipelineModule):
         self._bounds = stage_bounds(
             blueprint.model.layers, grid.pipeline.size, head_cost(blueprint.model, blueprint.vocabulary)
         )
+        slow_first = list(reversed(grid.shape.sizes))
         super().__init__(
             layers=[LayerSpec(kind, *arguments) for kind, arguments in layer_list(blueprint)],
-            topology=PipeModelDataParallelTopology(num_pp=grid.pipeline.size, num_mp=grid.tensor.size, num_dp=grid.data.size),
+            topology=ProcessTopology([_AXES[axis] for axis in slow_first], [grid.shape.sizes[axis] for axis in slow_first]),
             loss_fn=Loss(blueprint),
         )
 

@@ -1,62 +1,77 @@
-"""The rank grid: one object of which every process group is a slice.
-
-Ranks are numbered with the tensor axis fastest, then data, then pipeline, as DeepSpeed's `PipeModelDataParallelTopology`
-numbers them: rank = (pipeline · data_size + data) · tensor_size + tensor. Neighbouring ranks share a host, so the axis that talks
-most, tensor, stays inside it.
-"""
+"""The rank grid as this rank sees it: one object of which every process group is a slice. `config/grid.py` says which ranks have which."""
 
 from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
+from megatron_ngpt.config.grid import AXES, GROUPS, Grid, grid_of
+
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the grid as this rank sees it."""
+    """A slice of the grid, along one axis or several, as this rank sees it."""
 
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = field(default=None, repr=False)
 
+    @property
+    def first(self) -> bool:
+        """This rank is the slice's first."""
+        return self.rank == 0
+
+    @property
+    def last(self) -> bool:
+        """This rank is the slice's last."""
+        return self.rank == self.size - 1
+
+    @property
+    def before(self) -> int:
+        """The number in the slice of the rank before this one."""
+        return self.rank - 1
+
+    @property
+    def after(self) -> int:
+        """The number in the slice of the rank after this one."""
+        return self.rank + 1
+
+    def share(self, total: int) -> slice:
+        """This rank's run of `total` things, all runs of one length but for what the last ones lack."""
+        each = -(-total // self.size)
+        return slice(min(total, self.rank * each), min(total, (self.rank + 1) * each))
+
+    def turns(self, total: int) -> range:
+        """The numbers of this rank's things, of `total` that the slice's ranks take in turn."""
+        return range(self.rank, total, self.size)
+
 
 @dataclass(frozen=True)
 class RankGrid:
-    """Where this rank stands on each axis; without a process group, a grid of one rank."""
+    """Where this rank stands on each axis and in each group of `config.grid.GROUPS`; without a process group, a grid of one rank."""
 
+    shape: Grid = field(default_factory=lambda: grid_of(1, {}))
     tensor: Axis = Axis()
     data: Axis = Axis()
     pipeline: Axis = Axis()
-    model: Axis = Axis()  # tensor and pipeline together: the ranks that hold one replica of the model
+    readers: Axis = Axis()
+    replicas: Axis = Axis()
+    model: Axis = Axis()
     world: Axis = Axis()
 
 
-def rank_lists(tensor: int, data: int, pipeline: int) -> dict[str, list[list[int]]]:
-    """The ranks of every group, by axis; the lists of an axis partition the world."""
-
-    def number(p: int, d: int, t: int) -> int:
-        return (p * data + d) * tensor + t
-
-    return {
-        "tensor": [[number(p, d, t) for t in range(tensor)] for p in range(pipeline) for d in range(data)],
-        "data": [[number(p, d, t) for d in range(data)] for p in range(pipeline) for t in range(tensor)],
-        "pipeline": [[number(p, d, t) for p in range(pipeline)] for d in range(data) for t in range(tensor)],
-        "model": [[number(p, d, t) for p in range(pipeline) for t in range(tensor)] for d in range(data)],
-    }
-
-
-def make_grid(tensor: int = 1, pipeline: int = 1) -> RankGrid:
-    """The grid over the initialised process group (collective: every rank calls it with the same sizes).
+def make_grid(**sizes: int) -> RankGrid:
+    """The grid over the initialised process group (collective: every rank calls it with the same sizes of axes, see `grid_of`).
 
     Raises:
-        ValueError: the world size is not a multiple of tensor · pipeline.
+        ValueError: the world size is not a multiple of their product.
     """
-    world, me = dist.get_world_size(), dist.get_rank()
-    if world % (tensor * pipeline):
-        raise ValueError(f"{world} ranks do not divide by tensor {tensor} · pipeline {pipeline}")
-    axes = {}
-    for name, lists in rank_lists(tensor, world // (tensor * pipeline), pipeline).items():
-        for ranks in lists:
-            group = dist.new_group(ranks)  # every rank takes part in the creation of every group
+    shape, me = grid_of(dist.get_world_size(), sizes), dist.get_rank()
+    made = {tuple(range(dist.get_world_size())): dist.group.WORLD}  # slices that have the same ranks share a group
+    seen = {}
+    for name in (*AXES, *GROUPS):
+        for ranks in map(tuple, shape.slices(name)):
+            if ranks not in made:
+                made[ranks] = dist.new_group(ranks)  # every rank takes part in the creation of every group
             if me in ranks:
-                axes[name] = Axis(ranks.index(me), len(ranks), group)
-    return RankGrid(world=Axis(me, world, dist.group.WORLD), **axes)
+                seen[name] = Axis(ranks.index(me), len(ranks), made[ranks])
+    return RankGrid(shape, **seen)

@@ -1,10 +1,10 @@
 """The rows of the spherical weights as this rank's masters hold them, and the reduction over those that are cut.
 
-A row (a unit vector of a matrix) may be whole here, or a piece of it: ZeRO's flat partitions cut rows over data ranks, a
+A row (a unit vector of a matrix) may be whole here, or a piece of it: ZeRO's flat partitions cut rows over the replicas' ranks, a
 tensor-sharded hidden axis cuts every row over tensor ranks, and both may happen to one row. A quantity that is a sum over a row's
 entries (a sum of squares, a dot product) is then the sum of the pieces' partial sums. Only those travel.
 
-Per reduction a rank contributes 4 bytes · (rows that ZeRO cuts anywhere in its data group) over the data group, and
+Per reduction a rank contributes 4 bytes · (rows that ZeRO cuts anywhere among the replicas) over the replicas, and
 4 bytes · (rows of the hidden-sharded matrices that it holds) over the tensor group.
 """
 
@@ -43,7 +43,7 @@ class CutRows:
         self.rows = Rows()
         self._tensor_rows = 0
         self._own: list[int] = []  # positions in the vector of partial sums of the rows that ZeRO cuts
-        self._shared: list[int] = []  # their places in the vector that the data group reduces
+        self._shared: list[int] = []  # their places in the vector that the replicas reduce
         self._shared_size = 0
         self.bytes_reduced = 0
 
@@ -54,15 +54,15 @@ class CutRows:
             self._tensor_rows += piece.shape[0]
 
     def share(self, own: list[int], shared: list[int], size: int) -> None:
-        """Say which positions of the partial sums the data group reduces, and where they stand in its vector of `size`."""
+        """Say which positions of the partial sums the replicas reduce, and where they stand in its vector of `size`."""
         self._own, self._shared, self._shared_size = own, shared, size
 
     def total(self, partial_sums: torch.Tensor) -> torch.Tensor:
         """The sums over whole rows (fp32 [rows here]) from those over the pieces; collective over the groups that share rows."""
-        if self._shared_size and self.grid.data.size > 1:
+        if self._shared_size and self.grid.replicas.size > 1:
             vector = partial_sums.new_zeros(self._shared_size)
             vector[self._shared] = partial_sums[self._own]
-            vector = self._reduce(vector, self.grid.data)
+            vector = self._reduce(vector, self.grid.replicas)
             partial_sums[self._own] = vector[self._shared]
         if self._tensor_rows and self.grid.tensor.size > 1:
             k = self._tensor_rows
@@ -83,12 +83,12 @@ class SphereRows:
 
     @property
     def groups(self) -> list[int]:
-        """Indices of the optimiser's groups that hold spherical rows on any rank of the data group."""
+        """Indices of the optimiser's groups that hold spherical rows on any rank of the replicas."""
         return sorted(self.whole.keys() | self.cut.keys())
 
 
 def sphere_rows(shards: dict[str, Shard], grid: RankGrid) -> SphereRows:
-    """Sort this rank's spherical rows into whole and cut ones (collective over the data group, once)."""
+    """Sort this rank's spherical rows into whole and cut ones (collective over the replicas, once)."""
     whole, cut = defaultdict(Rows), defaultdict(lambda: CutRows(grid))
     keys = defaultdict(list)  # group -> (name, row) of each row in its CutRows; None where ZeRO leaves the row whole
     spherical = [s for s in shards.values() if s.spherical]
@@ -101,7 +101,7 @@ def sphere_rows(shards: dict[str, Shard], grid: RankGrid) -> SphereRows:
                 keys[shard.group] += [(shard.name, r) if cut_by_zero else None for r in rows]
             else:
                 whole[shard.group].add(shard, box.values)
-    for group, everywhere in _gather_keys(keys, grid.data).items():
+    for group, everywhere in _gather_keys(keys, grid.replicas).items():
         places = {key: i for i, key in enumerate(everywhere)}
         own = [i for i, key in enumerate(keys[group]) if key is not None]
         cut[group].share(own, [places[keys[group][i]] for i in own], len(everywhere))
@@ -109,7 +109,7 @@ def sphere_rows(shards: dict[str, Shard], grid: RankGrid) -> SphereRows:
 
 
 def _gather_keys(keys: dict, axis: Axis) -> dict[int, list]:
-    """Every row that ZeRO cuts in the data group, by optimiser group, in one order for all ranks."""
+    """Every row that ZeRO cuts among the replicas, by optimiser group, in one order for all ranks."""
     if axis.size == 1:
         return {}
     own = {group: [k for k in found if k is not None] for group, found in keys.items()}

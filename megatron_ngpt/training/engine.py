@@ -36,10 +36,10 @@ class StepResult:
 
 
 class DeepSpeedTopology:
-    """The rank grid in the words of DeepSpeed's `mpu`: "model parallel" are the tensor ranks."""
+    """The rank grid in the words of DeepSpeed's `mpu`: "model parallel" are the tensor ranks, "data parallel" the replicas."""
 
     def __init__(self, grid: RankGrid):
-        for name, axis in (("model", grid.tensor), ("data", grid.data)):
+        for name, axis in (("model", grid.tensor), ("data", grid.replicas)):
             setattr(self, f"get_{name}_parallel_rank", lambda axis=axis: axis.rank)
             setattr(self, f"get_{name}_parallel_world_size", lambda axis=axis: axis.size)
             setattr(self, f"get_{name}_parallel_group", lambda axis=axis: axis.group)
@@ -92,7 +92,7 @@ class Engine:
         publish_masters(self.optimizer)
 
     def step(self, rows: Rows, lr: float, measure: bool) -> StepResult:
-        """One update from this data rank's rows of the global batch; with `measure`, norm errors are noted on the way."""
+        """One update from this rank's rows of the global batch; with `measure`, norm errors are noted on the way."""
         for group in self.base.param_groups:
             group["lr"] = lr
         self.renormaliser.measure = measure
@@ -107,7 +107,7 @@ class Engine:
         return self.renormaliser.take_errors()
 
     def evaluate(self, rows: Rows) -> float:
-        """The mean loss over a global batch, nats a token, from this data rank's rows of it."""
+        """The mean loss over a global batch, nats a token, from this rank's rows of it."""
         if self.grid.pipeline.size > 1:
             loss = self.engine.eval_batch(self._micro_batches(rows)).item()
             self.engine.train()
@@ -129,9 +129,9 @@ class Engine:
 
     def _mean(self, losses: list[torch.Tensor]) -> float:
         mean = torch.stack(losses).mean()
-        if self.grid.data.size > 1:
-            dist.all_reduce(mean, group=self.grid.data.group)
-            mean /= self.grid.data.size
+        if self.grid.replicas.size > 1:
+            dist.all_reduce(mean, group=self.grid.replicas.group)
+            mean /= self.grid.replicas.size
         return mean.item()
 
     def _micro_batches(self, rows: Rows) -> Iterator[Batch]:
@@ -164,6 +164,6 @@ def build_module(blueprint: Blueprint, engine_config: dict) -> torch.nn.Module:
         return Decoder(blueprint)
     grid = blueprint.grid
     with deepspeed.zero.Init(
-        data_parallel_group=grid.data.group, config_dict_or_path=engine_config, mpu=DeepSpeedTopology(grid)
+        data_parallel_group=grid.replicas.group, config_dict_or_path=engine_config, mpu=DeepSpeedTopology(grid)
     ):
         return Decoder(blueprint)

@@ -12,6 +12,7 @@ from megatron_ngpt.checkpoint.files import write_text
 from megatron_ngpt.checkpoint.saver import Saved
 from megatron_ngpt.checkpoint.store import CheckpointStore
 from megatron_ngpt.config.deepspeed_json import engine_config
+from megatron_ngpt.config.grid import given_sizes
 from megatron_ngpt.config.load import dump_recipe
 from megatron_ngpt.data.batches import Rows, training_batches, validation_batches
 from megatron_ngpt.errors import DataError, RankError, TrainingError
@@ -33,13 +34,13 @@ class Trainer:
     def __init__(self, ready: Ready, device: torch.device, console: TextIO):
         self.recipe, self.vocabulary = ready.recipe, ready.vocabulary
         self.output = Path(self.recipe.training.output)
-        self.grid = make_grid(self.recipe.parallel.tensor, self.recipe.parallel.pipeline)
+        self.grid = make_grid(**given_sizes(self.recipe.parallel))
         self.stop = StopRequest(device)
         self.train_data = training_batches(self.recipe)
         self.valid_data = validation_batches(self.recipe) if self.recipe.training.eval_every else {}
         self.store = CheckpointStore(self.output, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every)
         beginning = Beginning(self.recipe, self.vocabulary, self.train_data.fingerprint, self.store)
-        config = engine_config(self.recipe, ready.deepspeed, self.grid.data.size)
+        config = engine_config(self.recipe, ready.deepspeed, self.grid.readers.size)
         self.engine = Engine(self.recipe, self.vocabulary, config, self.grid, device)
         self.step = beginning.fill(self.engine)
         on_first_rank(self._settle, f"{self.output} could not be written")
@@ -90,10 +91,10 @@ class Trainer:
         self.monitor.message(f"trained to step {self.step}; checkpoint of step {self.step} in {self.store.catalogue.directory}")
 
     def _rows(self, source, step: int) -> Rows:
-        """This data rank's rows of the step's global batch."""
-        own = source.global_batch // self.grid.data.size
+        """This rank's rows of the step's global batch."""
+        own = self.grid.readers.share(source.global_batch)
         try:
-            return source.rows(step, self.grid.data.rank * own, (self.grid.data.rank + 1) * own)
+            return source.rows(step, own.start, own.stop)
         except DataError as error:
             raise RankError(f"step {step}: {error}") from error
 
@@ -141,7 +142,7 @@ class Trainer:
         self._tell(self.store.wait())
         self.monitor.sync()
         state, attached = {}, {}
-        if self.grid.world.rank == 0:
+        if self.grid.world.first:
             attached = {TOKENIZER: self.tokenizer}
             state = state_of(self.recipe, self.step, self.vocabulary, self.train_data.fingerprint, self.code)
         self.store.save(self.step, self.engine.shards, self.engine.base, state, attached)

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_ngpt.checkpoint.exported import differences, read_config, tensor_files
 from megatron_ngpt.config import rules, size
 from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice, read_deepspeed
+from megatron_ngpt.config.grid import Grid, given_sizes, grid_of
 from megatron_ngpt.config.load import Reading, read_recipe
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.data.batches import check_data, model_vocabulary
@@ -25,9 +26,9 @@ class Ready:
     ranks: int
 
     @property
-    def data_ranks(self) -> int:
-        """Data parallel size."""
-        return rules.data_ranks(self.recipe, self.ranks)
+    def grid(self) -> Grid:
+        """How the ranks are divided."""
+        return grid_of(self.ranks, given_sizes(self.recipe.parallel))
 
 
 def preflight(recipe_path: str, overrides: list[str] | tuple[str, ...], ranks: int) -> Ready:
@@ -47,15 +48,15 @@ def preflight(recipe_path: str, overrides: list[str] | tuple[str, ...], ranks: i
 
 def summary(ready: Ready) -> str:
     """One line: layout, parameters, memory a rank, a checkpoint's size."""
-    recipe, parallel = ready.recipe, ready.recipe.parallel
+    recipe, parallel, grid = ready.recipe, ready.recipe.parallel, ready.grid
     count = size.parameters(recipe.model, ready.vocabulary)
     memory = size.memory(recipe, ready.deepspeed, ready.vocabulary, ready.ranks)
-    accumulation = recipe.training.global_batch // (recipe.training.micro_batch * ready.data_ranks)
+    accumulation = recipe.training.global_batch // (recipe.training.micro_batch * grid.size("readers"))
     ranks = f"{ready.ranks} rank{'s' if ready.ranks > 1 else ''}"
     host = f" and {_gib(memory.offloaded)} of host memory" if memory.offloaded else ""
     return (
         f"{ranks} = tensor {parallel.tensor}{' (sequence parallel)' if parallel.sequence else ''} × "
-        f"pipeline {parallel.pipeline} × data {ready.data_ranks}, {ready.deepspeed.name}, "
+        f"pipeline {parallel.pipeline} × data {grid.size('data')}, {ready.deepspeed.name}, "
         f"gradient accumulation {accumulation}; {recipe.model.arch}, {count:,} parameters; "
         f"about {_gib(memory.device)}{host} a rank "
         f"(weights {_gib(memory.weights)}, gradients {_gib(memory.gradients)}, optimiser {_gib(memory.optimiser)}, "

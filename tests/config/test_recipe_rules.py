@@ -4,7 +4,7 @@ import pytest
 
 from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice
 from megatron_ngpt.config.load import load_recipe
-from megatron_ngpt.config.rules import data_ranks, problems
+from megatron_ngpt.config.rules import problems
 
 FITS = """
 model: {layers: 4, hidden: 64, heads: 4, context: 32}
@@ -75,7 +75,3 @@ def test_combinations_that_deepspeed_cannot_run(recipe, choice, overrides, said)
 def test_rules_without_deepspeeds_choice_and_several_at_once(recipe):
     found = problems(recipe("--model.heads=3", "--training.global_batch=17", "--parallel.pipeline=9"), None, 9)
     assert len(found) == 3
-
-
-def test_data_ranks(recipe):
-    assert data_ranks(recipe("--parallel.tensor=2", "--parallel.pipeline=2"), 12) == 3

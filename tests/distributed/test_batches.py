@@ -25,7 +25,7 @@ def record_batches(output: Path) -> None:
     def recording(engine, rows):
         count[0] += 1
         grid = engine.grid
-        place = {"data": grid.data.rank, "tensor": grid.tensor.rank, "pipeline": grid.pipeline.rank}
+        place = {"readers": grid.readers.rank, "tensor": grid.tensor.rank, "pipeline": grid.pipeline.rank}
         path = output.parent / f"{output.name}.step{count[0]}.rank{grid.world.rank}.npy"
         path.with_suffix(".json").write_text(json.dumps(place))
         kept = []
@@ -57,7 +57,7 @@ def test_show_batch_is_what_ranks_consume(layout, corpus, tmp_path):
         seen: dict[int, list[np.ndarray]] = {}
         for path in sorted(tmp_path.glob(f"run.step{step}.rank*.npy")):
             place = json.loads(path.with_suffix(".json").read_text())
-            seen.setdefault(place["data"], []).append(np.load(path))
+            seen.setdefault(place["readers"], []).append(np.load(path))
         data_ranks = layout.ranks // (layout.keys.get("parallel.tensor", 1) * layout.keys.get("parallel.pipeline", 1))
         assert sorted(seen) == list(range(data_ranks))
         assert all(np.array_equal(copies[0], copy) for copies in seen.values() for copy in copies)

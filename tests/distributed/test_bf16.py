@@ -50,7 +50,7 @@ def watch_replicas(output: Path) -> None:
             for name, shard in trainer.engine.shards.items()
             if shard.count and not shard.placement.sharded
         }
-        place = f"{grid.pipeline.rank}-{grid.data.rank}"
+        place = f"{grid.pipeline.rank}-{grid.replicas.rank}"
         (output.parent / f"{output.name}.replicas.{place}.{grid.tensor.rank}.json").write_text(json.dumps(held))
 
     Trainer.train = train_and_tell

@@ -213,7 +213,7 @@ def test_lm_evals_tasks(lab):
 
 
 def measured_on_ranks(run, directory, tensor, pipeline):
-    grid = make_grid(tensor, pipeline)
+    grid = make_grid(tensor=tensor, pipeline=pipeline)
     return greedy_or_not(run, grid), measured(run, directory, grid)
 
 

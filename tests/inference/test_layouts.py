@@ -39,7 +39,7 @@ def runs(request, world, tmp_path_factory):
 
 def work(tensor: int, pipeline: int, model: Path, data: str) -> tuple:
     """What a rank finds: the evaluation, and continuations."""
-    grid = make_grid(tensor, pipeline)
+    grid = make_grid(tensor=tensor, pipeline=pipeline)
     found = evaluate(load_model(model, mask_documents=None, grid=grid), data)
     return found, *texts(load_model(model, grid=grid))
 

@@ -34,7 +34,7 @@ def problems(*arguments) -> list[str]:
 
 
 def test_a_model_to_start_from_must_have_the_recipes_shape(good_recipe, exported):
-    assert preflight(str(good_recipe), [f"--checkpoint.initial={exported()}"], 2).data_ranks == 2
+    assert preflight(str(good_recipe), [f"--checkpoint.initial={exported()}"], 2).grid.size("readers") == 2
     found = problems(str(good_recipe), [f"--checkpoint.initial={exported(hidden_size=64, update='slerp', vocab_size=199)}"], 1)
     assert len(found) == 3
     assert "has hidden_size 64, the recipe 32; set model.hidden to match" in found[0]

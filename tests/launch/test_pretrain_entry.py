@@ -41,7 +41,7 @@ def test_one_rank_without_a_launcher(door, good_recipe, monkeypatch):
     main, given = door(lambda ready: 7)
     assert main([str(good_recipe), "--model.layers=3"]) == 7
     ready = given[0]
-    assert (ready.ranks, ready.data_ranks, ready.recipe.model.layers, ready.deepspeed.zero_stage) == (1, 1, 3, 1)
+    assert (ready.ranks, ready.grid.size("readers"), ready.recipe.model.layers, ready.deepspeed.zero_stage) == (1, 1, 3, 1)
     assert ready.vocabulary == 200
     assert entry.os.environ["RANK"] == "0" and entry.os.environ["MASTER_ADDR"] == "127.0.0.1"
 
@@ -52,7 +52,7 @@ def test_a_launchers_argument_is_no_key(door, good_recipe, monkeypatch, added):
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     assert main([*added, str(good_recipe), "--parallel.tensor=2"]) == 0
-    assert (given[0].ranks, given[0].data_ranks) == (4, 2)
+    assert (given[0].ranks, given[0].grid.size("readers")) == (4, 2)
 
 
 def test_under_slurm(door, good_recipe, monkeypatch):

@@ -135,8 +135,8 @@ def peaks_of(json: str) -> SimpleNamespace:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or it is compiled first, for a minute
     deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
     chosen, grid = recipe(json), make_grid()
-    config = engine_config(chosen, read_deepspeed(chosen.deepspeed), grid.data.size)
-    rows = SimpleNamespace(tokens=np.arange(17, dtype=np.int32)[None].repeat(2 // grid.data.size, 0))
+    config = engine_config(chosen, read_deepspeed(chosen.deepspeed), grid.readers.size)
+    rows = SimpleNamespace(tokens=np.arange(17, dtype=np.int32)[None].repeat(2 // grid.readers.size, 0))
 
     def train_a_step() -> float:
         engine = Engine(chosen, ENTRIES, config, grid, torch.device("cpu"))

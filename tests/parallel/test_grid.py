@@ -1,50 +1,32 @@
-"""The rank grid: its groups partition the world, as DeepSpeed numbers it."""
+"""The rank grid: its groups have the ranks that its numbers say, as DeepSpeed numbers them."""
+
+import itertools
 
 import pytest
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
-from megatron_ngpt.parallel.grid import make_grid, rank_lists
+from megatron_ngpt.config.grid import AXES, GROUPS, grid_of
+from megatron_ngpt.parallel.grid import Axis, make_grid
 from tests.on_ranks import on_ranks
 
 SHAPES = [(1, 1, 1), (2, 1, 1), (1, 3, 1), (1, 1, 4), (2, 3, 1), (3, 1, 2), (1, 2, 3), (2, 2, 2), (4, 3, 2)]
-AXES = ("tensor", "data", "pipeline")
-
-
-@pytest.mark.parametrize(("tensor", "data", "pipeline"), SHAPES)
-def test_each_axis_partitions_the_world(tensor, data, pipeline):
-    lists = rank_lists(tensor, data, pipeline)
-    sizes = {"tensor": tensor, "data": data, "pipeline": pipeline, "model": tensor * pipeline}
-    assert lists.keys() == sizes.keys()
-    for axis, size in sizes.items():
-        assert sorted(rank for ranks in lists[axis] for rank in ranks) == list(range(tensor * data * pipeline))
-        assert {len(ranks) for ranks in lists[axis]} == {size}
 
 
 @pytest.mark.parametrize(("tensor", "data", "pipeline"), SHAPES)
 def test_numbered_as_deepspeed_numbers_its_pipelines(tensor, data, pipeline):
-    lists = rank_lists(tensor, data, pipeline)
+    grid = grid_of(tensor * data * pipeline, {"tensor": tensor, "pipeline": pipeline})
     theirs = PipeModelDataParallelTopology(num_pp=pipeline, num_mp=tensor, num_dp=data)
     for axis, name in (("tensor", "model"), ("data", "data"), ("pipeline", "pipe")):
-        if len(lists[axis][0]) > 1:
-            assert sorted(lists[axis]) == sorted(theirs.get_axis_comm_lists(name))
+        if grid.size(axis) > 1:
+            assert sorted(grid.slices(axis)) == sorted(theirs.get_axis_comm_lists(name))
 
 
-@pytest.mark.parametrize(("tensor", "data", "pipeline"), SHAPES)
-def test_two_ranks_of_different_place_never_share_all_groups(tensor, data, pipeline):
-    lists = rank_lists(tensor, data, pipeline)
-    places = {
-        tuple(next(ranks.index(rank) for ranks in lists[axis] if rank in ranks) for axis in AXES)
-        for rank in range(tensor * data * pipeline)
-    }
-    assert len(places) == tensor * data * pipeline
-
-
-def places_and_sums(tensor, pipeline):
-    grid = make_grid(tensor, pipeline)
+def places_and_sums(sizes):
+    grid = make_grid(**sizes)
     found = {}
-    for name in (*AXES, "model", "world"):
+    for name in (*AXES, *GROUPS):
         axis = getattr(grid, name)
         total = torch.tensor([2 ** dist.get_rank()])
         dist.all_reduce(total, group=axis.group)  # which ranks the group has, as bits
@@ -52,17 +34,27 @@ def places_and_sums(tensor, pipeline):
     return found
 
 
-def test_groups_of_a_grid_over_four_ranks():
-    found = on_ranks(4, places_and_sums, 2, 2)
-    assert found[0] == {"tensor": (0, 2, 0b0011), "data": (0, 1, 0b0001), "pipeline": (0, 2, 0b0101), "model": (0, 4, 0b1111),
-                        "world": (0, 4, 0b1111)}
-    assert found[3] == {"tensor": (1, 2, 0b1100), "data": (0, 1, 0b1000), "pipeline": (1, 2, 0b1010), "model": (3, 4, 0b1111),
-                        "world": (3, 4, 0b1111)}
+@pytest.mark.parametrize("sizes", [{"tensor": 2, "pipeline": 2}, {"tensor": 2}, {"pipeline": 4}, {}], ids=str)
+def test_groups_of_a_grid_over_four_ranks(sizes):
+    grid = grid_of(4, sizes)
+    for rank, found in enumerate(on_ranks(4, places_and_sums, sizes)):
+        for name, seen in found.items():
+            ranks = next(ranks for ranks in grid.slices(name) if rank in ranks)
+            assert seen == (ranks.index(rank), len(ranks), sum(2**r for r in ranks)), (rank, name)
+
+
+@pytest.mark.parametrize(("total", "size"), [(12, 3), (7, 3), (2, 4), (0, 2), (5, 1)])
+def test_shares_and_turns_deal_everything_out_once(total, size):
+    things = list(range(total))
+    shares = [things[Axis(rank, size).share(total)] for rank in range(size)]
+    assert list(itertools.chain(*shares)) == things
+    assert all(len(share) == total // size for share in shares) or total % size
+    assert sorted(number for rank in range(size) for number in Axis(rank, size).turns(total)) == things
 
 
 def refused_shape():
-    with pytest.raises(ValueError, match="3 ranks do not divide by tensor 2 · pipeline 1"):
-        make_grid(2, 1)
+    with pytest.raises(ValueError, match="3 ranks do not divide by tensor 2"):
+        make_grid(tensor=2)
 
 
 def test_a_world_that_does_not_divide_is_refused():

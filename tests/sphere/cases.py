@@ -91,8 +91,8 @@ def documented_bytes(case: Case, grid: RankGrid) -> int:
     """4 · rows that ZeRO cuts anywhere in the data group, and 4 · rows held of hidden-sharded matrices, for one reduction."""
     total = 0
     for matrix in (m for m in case.matrices if m.spherical):
-        if grid.data.size > 1:
+        if grid.replicas.size > 1:
             total += 4 * len(cut_rows(matrix, grid.tensor.rank, grid.tensor.size))
         if matrix.dim == 1 and grid.tensor.size > 1:
-            total += 4 * held_rows(matrix, grid.data.rank, matrix.columns // grid.tensor.size)
+            total += 4 * held_rows(matrix, grid.replicas.rank, matrix.columns // grid.tensor.size)
     return total

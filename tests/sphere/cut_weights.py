@@ -66,7 +66,7 @@ class HeldWeights:
         tensor, found, pieces, at = self.grid.tensor, [], [torch.full((_GAP,), 7.0)], _GAP
         for matrix in (m for m in self.matrices if m.group == group):
             local = matrix.local(matrix.values(seed), tensor.rank, tensor.size).reshape(-1)
-            start, stop = matrix.run(self.grid.data.rank, local.numel())
+            start, stop = matrix.run(self.grid.replicas.rank, local.numel())
             found.append((matrix, start, stop - start, at))
             pieces += [local[start:stop], torch.full((_GAP,), 7.0)]
             at += stop - start + _GAP

@@ -43,7 +43,7 @@ def check_norm_errors(renormaliser: Renormaliser, weights: HeldWeights) -> None:
 def renormalise_case(case: Case, without_reduction: bool = False) -> None:
     if without_reduction:
         CutRows._reduce = lambda self, vector, axis: vector
-    grid = make_grid(case.tensor)
+    grid = make_grid(tensor=case.tensor)
     weights = HeldWeights(list(case.matrices), grid)
     renormaliser = Renormaliser(weights.shards, grid)
     renormaliser.measure = True

@@ -18,7 +18,7 @@ CHOSEN = [*WHOLE, "a row on two ranks", "a row on three ranks", "a rank that hol
 
 
 def project_case(case: Case, without_reduction: bool = False) -> None:
-    grid = make_grid(case.tensor)
+    grid = make_grid(tensor=case.tensor)
     weights = HeldWeights(list(case.matrices), grid)
     renormaliser = Renormaliser(weights.shards, grid)
     renormaliser.renormalise()

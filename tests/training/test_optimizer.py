@@ -62,7 +62,7 @@ def farthest_steps(eps: float) -> dict[str, float]:
             deepspeed=str(REPOSITORY / f"ds_configs/{json}.json"), optimizer=Optimizer(lr=LR, eps=eps),
             training=Training(output="none", global_batch=2, micro_batch=1),
         )  # fmt: skip
-        config = engine_config(recipe, read_deepspeed(recipe.deepspeed), grid.data.size)
+        config = engine_config(recipe, read_deepspeed(recipe.deepspeed), grid.readers.size)
         engine = Engine(recipe, VOCABULARY, config, grid, torch.device("cpu"))
         engine.initialise()
         before = {name: shard.master.clone() for name, shard in engine.shards.items() if shard.count}
