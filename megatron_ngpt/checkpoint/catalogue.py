@@ -112,15 +112,25 @@ class Catalogue:
         the same step, a run leaves both without it. For the run's own start: another process may be at work between the two."""
         if self.newest():
             return
+        if path := self.nameless():
+            os.rename(path, _final(path))
+
+    def nameless(self) -> Path | None:
+        """A complete checkpoint that waits for its name."""
         for ending in (PARTIAL, OBSOLETE):
             for path in self._entries():
-                final = path.with_name(path.name.removesuffix(ending))
+                final = _final(path)
                 if path.name.endswith(ending) and _NAME.fullmatch(final.name) and not final.exists() and _is_complete(path):
-                    os.rename(path, final)
-                    return
+                    return path
+        return None
 
     def _entries(self) -> list[Path]:
         return list(self.directory.iterdir()) if self.directory.is_dir() else []
+
+
+def _final(path: Path) -> Path:
+    """A checkpoint directory's name without what it has while it waits."""
+    return path.with_name(path.name.removesuffix(PARTIAL).removesuffix(OBSOLETE))
 
 
 def _is_complete(path: Path) -> bool:

@@ -72,8 +72,6 @@ def _batch(recipe: Recipe, world: int) -> Iterator[str]:
 def _schedule(recipe: Recipe) -> Iterator[str]:
     schedule, steps = recipe.schedule, recipe.training.steps
     decay = schedule.decay_steps or steps
-    if decay > steps:
-        yield f"schedule.decay_steps = {decay}: longer than the run of training.steps = {steps}; choose at most {steps}"
     own_end = schedule.kind == "cosine" and schedule.decay_steps
     end, name = (decay, "schedule.decay_steps") if own_end else (steps, "training.steps")
     if schedule.warmup_steps >= end:

@@ -43,7 +43,8 @@ class Trainer:
         config = engine_config(self.recipe, ready.deepspeed, self.grid.readers.size)
         self.engine = Engine(self.recipe, self.vocabulary, config, self.grid, device)
         self.step = beginning.fill(self.engine)
-        on_first_rank(self._settle, f"{self.output} could not be written")
+        if self.step < self.recipe.training.steps:
+            on_first_rank(self._settle, f"{self.output} could not be written")
         if self.recipe.checkpoint.every:
             self.store.prepare(self.engine.shards)
         self.monitor = Monitor(self.output, self.recipe.training.steps, self.step, self.grid.world.rank, console)
@@ -65,6 +66,9 @@ class Trainer:
 
     def _train(self) -> None:
         training = self.recipe.training
+        if self.step >= training.steps:
+            self.monitor.message(f"nothing to do: trained to step {self.step} already (training.steps = {training.steps})")
+            return
         clock = Clock(self.step)
         while self.step < training.steps:
             self.step += 1

@@ -6,14 +6,17 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_ngpt.checkpoint.catalogue import Catalogue
 from megatron_ngpt.checkpoint.exported import differences, read_config, tensor_files
 from megatron_ngpt.config import rules, size
 from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice, read_deepspeed
 from megatron_ngpt.config.grid import Grid, given_sizes, grid_of
 from megatron_ngpt.config.load import Reading, read_recipe
 from megatron_ngpt.config.recipe import Recipe
-from megatron_ngpt.data.batches import check_data, model_vocabulary
+from megatron_ngpt.data.batches import check_data, model_vocabulary, training_batches
 from megatron_ngpt.errors import ConfigError, DataError
+from megatron_ngpt.training.record import continued
+from megatron_ngpt.training.schedule import last_rate
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ def preflight(recipe_path: str, overrides: list[str] | tuple[str, ...], ranks: i
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     recipe = reading.recipe
+    _check_continues(recipe)
     return Ready(recipe, read_deepspeed(recipe.deepspeed), model_vocabulary(recipe), ranks)
 
 
@@ -61,6 +65,7 @@ def summary(ready: Ready) -> str:
         f"about {_gib(memory.device)}{host} a rank "
         f"(weights {_gib(memory.weights)}, gradients {_gib(memory.gradients)}, optimiser {_gib(memory.optimiser)}, "
         f"activations {_gib(memory.activations)}); a checkpoint takes {_gib(size.checkpoint(recipe.model, ready.vocabulary))}"
+        f"{'; ' + rate if (rate := last_rate(recipe)) else ''}"
     )
 
 
@@ -109,6 +114,15 @@ def _output_problems(recipe: Recipe) -> list[str]:
 def _nearest(path: Path) -> Path:
     """The path, or the nearest directory above it that exists."""
     return next(found for found in (path, *path.absolute().parents) if found.exists())
+
+
+def _check_continues(recipe: Recipe) -> None:
+    """Raises what the run itself would, ConfigError or CheckpointError, if it can't go on from the checkpoint that it will find."""
+    catalogue = Catalogue(Path(recipe.training.output))
+    if catalogue.newest() is None and catalogue.nameless():
+        return  # killed between two moves; the run gives it back its name, and judges it then
+    if catalogue.directory.is_dir() or recipe.checkpoint.resume not in ("auto", "never"):
+        continued(catalogue, recipe, model_vocabulary(recipe), training_batches(recipe).fingerprint)
 
 
 def _checkpoint_problems(recipe: Recipe) -> list[str]:

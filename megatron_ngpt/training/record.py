@@ -7,10 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import megatron_ngpt
+from megatron_ngpt.checkpoint.catalogue import Catalogue
 from megatron_ngpt.checkpoint.exported import TOKENIZER
-from megatron_ngpt.checkpoint.seal import sha256
-from megatron_ngpt.config.recipe import Recipe
+from megatron_ngpt.checkpoint.seal import read_state, sha256
+from megatron_ngpt.config.recipe import Optimizer, Recipe, Schedule
 from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.training.schedule import learning_rate
 
 FREE_MODEL_KEYS = {"embedding_shard", "residual_dtype", "context"}  # layout and precision, and a length that rotary embeddings can change
 FREE_SECTIONS = ("optimizer", "schedule", "training", "parallel")
@@ -75,6 +77,19 @@ def tokenizer_sha256(state: dict) -> str | None:
     return state["files"].get(TOKENIZER, {}).get("sha256")
 
 
+def continued(catalogue: Catalogue, recipe: Recipe, vocabulary: int, fingerprint: str) -> tuple[Path | None, list[str]]:
+    """The checkpoint that the recipe goes on from (None: none, it begins at step 0), and what to tell a person about that.
+
+    A run asks before it starts in earnest, and so does `ngpt check`. Raises ConfigError or CheckpointError if it can't go on.
+    """
+    found, notes = catalogue.find(recipe.checkpoint.resume)
+    if found is None:
+        return None, notes
+    state = read_state(found)
+    check_continues(state, recipe, vocabulary, fingerprint)
+    return found, [*notes, f"continues from {found}", *changes(state, recipe), *_rate_change(state, recipe)]
+
+
 def check_continues(state: dict, recipe: Recipe, vocabulary: int, fingerprint: str) -> None:
     """Raises ConfigError with every contradiction."""
     problems = contradictions(state, recipe, vocabulary, fingerprint)
@@ -94,6 +109,18 @@ def changes(state: dict, recipe: Recipe) -> list[str]:
     if state["recipe"]["deepspeed"] != recipe.deepspeed:
         found.append(f"deepspeed: {state['recipe']['deepspeed']} → {recipe.deepspeed}")
     return found
+
+
+def _rate_change(state: dict, recipe: Recipe) -> list[str]:
+    """A line if the next step's learning rate is another than it would have been: a schedule stretched to more steps jumps, say."""
+    step, old = state["step"], state["recipe"]
+    then = Schedule.model_validate(old["schedule"]), Optimizer.model_validate(old["optimizer"]), old["training"]["steps"]
+    if step >= recipe.training.steps:
+        return []
+    next_rate = learning_rate(recipe.schedule, recipe.optimizer, recipe.training.steps, step + 1)
+    if next_rate == learning_rate(*then, step + 1):
+        return []
+    return [f"learning rate: {learning_rate(*then, step):.4g} at step {step}, {next_rate:.4g} at step {step + 1}"]
 
 
 def _line(key: str, value, before) -> str:

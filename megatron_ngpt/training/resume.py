@@ -4,13 +4,12 @@ from pathlib import Path
 
 from megatron_ngpt.checkpoint.dcp import load
 from megatron_ngpt.checkpoint.initial import load_initial
-from megatron_ngpt.checkpoint.seal import read_state
 from megatron_ngpt.checkpoint.store import CheckpointStore
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.errors import DamagedError
 from megatron_ngpt.parallel.together import from_first_rank, on_first_rank
 from megatron_ngpt.training.engine import Engine
-from megatron_ngpt.training.record import changes, check_continues
+from megatron_ngpt.training.record import continued
 
 
 class Beginning:
@@ -57,9 +56,4 @@ class Beginning:
 
     def _find(self) -> tuple[Path | None, list[str]]:
         self._store.catalogue.rescue()
-        found, notes = self._store.catalogue.find(self._recipe.checkpoint.resume)
-        if found is None:
-            return None, notes
-        state = read_state(found)
-        check_continues(state, self._recipe, self._vocabulary, self._fingerprint)
-        return found, [*notes, f"continues from {found}", *changes(state, self._recipe)]
+        return continued(self._store.catalogue, self._recipe, self._vocabulary, self._fingerprint)

@@ -27,6 +27,7 @@ def recipe(tmp_path):
     (["--model.heads=3", "--model.hidden=66", "--model.ffn=9", "--parallel.tensor=3", "--model.embedding_shard=hidden"], 3),
     (["--model.kv_heads=2", "--parallel.tensor=2", "--parallel.pipeline=2"], 8), (["--parallel.sequence=true"], 1),
     (["--model.arch=gpt", "--model.embedding_shard=hidden", "--schedule.warmup_steps=99"], 2),
+    (["--schedule.decay_steps=300", "--schedule.warmup_steps=200"], 1), (["--schedule.decay_steps=300", "--schedule.kind=constant"], 1),
     (["--schedule.kind=wsd", "--schedule.warmup_steps=10"], 1), (["--optimizer.tangent=true", "--model.update=slerp"], 1),
 ])
 def test_what_fits_passes(recipe, overrides, world):
@@ -49,7 +50,7 @@ def test_what_fits_passes(recipe, overrides, world):
      "parallel ranks; choose 4"),
     (["--schedule.warmup_steps=100"], 1, "schedule.warmup_steps = 100: must be less than training.steps = 100; choose 0 to 99"),
     (["--schedule.warmup_steps=50", "--schedule.decay_steps=50"], 1, "schedule.warmup_steps = 50: must be less than schedule"),
-    (["--schedule.decay_steps=101"], 1, "schedule.decay_steps = 101: longer than the run of training.steps = 100"),
+    (["--schedule.decay_steps=300", "--schedule.warmup_steps=300"], 1, "schedule.warmup_steps = 300: must be less than schedule"),
     (["--schedule.min_lr=1"], 1, "schedule.min_lr = 1.0: above optimizer.lr = 0.0015"),
     (["--optimizer.tangent=true", "--model.arch=gpt"], 1, "optimizer.tangent = true: only an nGPT has weights on the sphere"),
     (["--training.eval_every=5"], 1, "training.eval_every = 5: data.valid is empty"),

@@ -103,3 +103,17 @@ def test_a_start_finds_what_a_kill_left_without_its_name(corpus, tmp_path):
     run = train(1, [recipe, "--training.steps=2", "--schedule.kind=constant"], tmp_path / "run")
     assert f"continues from {checkpoint}" in run.console()
     assert [line["step"] for line in lines(run.output)] == [1, 2]
+
+
+def test_a_finished_run_asked_for_fewer_steps_has_nothing_to_do_and_for_more_tells_its_rates(corpus, tmp_path):
+    recipe = str(corpus / "recipe.yaml")
+    train(1, [recipe, "--training.steps=2"], tmp_path / "run")
+    before = (tmp_path / "run" / "recipe.yaml").read_bytes(), lines(tmp_path / "run")
+    (tmp_path / "run.rank0").unlink()
+    run = train(1, [recipe, "--training.steps=1"], tmp_path / "run")
+    assert "nothing to do: trained to step 2 already (training.steps = 1)" in run.console()
+    assert ((tmp_path / "run" / "recipe.yaml").read_bytes(), lines(tmp_path / "run")) == before
+    (tmp_path / "run.rank0").unlink()
+    run = train(1, [recipe, "--training.steps=4"], tmp_path / "run")
+    assert "learning rate: 0 at step 2, 0.0004393 at step 3" in run.console()
+    assert lines(run.output)[2]["lr"] == pytest.approx(0.0004393, rel=1e-3)

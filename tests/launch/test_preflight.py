@@ -2,13 +2,18 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from megatron_ngpt.checkpoint.catalogue import Catalogue
+from megatron_ngpt.checkpoint.seal import seal
 from megatron_ngpt.config import size
-from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.data.batches import training_batches
+from megatron_ngpt.errors import CheckpointError, ConfigError
 from megatron_ngpt.training.preflight import preflight, space_warnings, summary
+from megatron_ngpt.training.record import continued, state_of
 
 SHAPE = {"model_type": "ngpt", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
          "intermediate_size": 128, "vocab_size": 200, "rope_theta": 10000.0, "update": "lerp"}
@@ -84,3 +89,51 @@ def test_a_disk_without_room_for_a_checkpoint_is_told(good_recipe, monkeypatch):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         assert len(space_warnings(ready)) == lines
     assert "a checkpoint takes" in summary(ready)
+
+
+@pytest.fixture
+def run(good_recipe, tmp_path):
+    """An existing run directory with a checkpoint of step 5 of 5, and the options that name it."""
+    options = [f"--training.output={tmp_path}"]
+    recipe = preflight(str(good_recipe), options, 1).recipe
+    checkpoint = tmp_path / "checkpoints" / "step-00000005"
+    checkpoint.mkdir(parents=True)
+    seal(checkpoint, {"step": 5, "serial": 1, **state_of(recipe, 5, 200, training_batches(recipe).fingerprint, "code")}, {})
+    (tmp_path / "checkpoints" / "latest").write_text(checkpoint.name)
+    return options
+
+
+@pytest.mark.parametrize(("changed", "said"), [
+    (["--training.global_batch=16"], ["training.global_batch = 16: the checkpoint was trained with 8"]),
+    (["--model.layers=3", "--training.seed=1"], ["model.layers = 3: the checkpoint was trained with 2", "training.seed = 1: the"]),
+    (["--data.tokenizer={corpus}/other.model", "--data.valid=[]"], ["data.tokenizer: "]),
+])
+def test_what_an_existing_run_refuses_is_refused_by_checking(good_recipe, corpus, run, changed, said):
+    assert preflight(str(good_recipe), [*run, "--training.steps=9", "--optimizer.lr=1e-3"], 2).ranks == 2
+    found = problems(str(good_recipe), [*run, *(word.format(corpus=corpus) for word in changed)], 1)
+    assert len(found) == len(said) and all(line.startswith(words) for line, words in zip(found, said, strict=True)), found
+
+
+@pytest.mark.parametrize("resume", ["auto", "{output}", "{output}/checkpoints/step-00000005"])
+def test_so_is_a_run_without_a_good_checkpoint(good_recipe, run, resume):
+    output = Path(run[0].partition("=")[2])
+    (output / "checkpoints" / "step-00000005" / "state.json").write_text("{}")
+    with pytest.raises((CheckpointError, ConfigError)):
+        preflight(str(good_recipe), [*run, f"--checkpoint.resume={resume.format(output=output)}"], 1)
+
+
+@pytest.mark.parametrize(("changed", "said"), [
+    (["--training.steps=10"], "learning rate: 0 at step 5, 0.0005182 at step 6"),
+    (["--training.steps=10", "--schedule.kind=constant"], "learning rate: 0 at step 5, 0.0015 at step 6"),
+    (["--training.steps=4"], None), ([], None),
+])
+def test_the_rate_before_and_after_is_told_where_it_jumps(good_recipe, run, changed, said):
+    recipe = preflight(str(good_recipe), [*run, *changed], 1).recipe
+    _, notes = continued(Catalogue(Path(recipe.training.output)), recipe, 200, training_batches(recipe).fingerprint)
+    assert [line for line in notes if line.startswith("learning rate")] == ([said] if said else [])
+
+
+def test_the_rate_at_the_end_of_a_part_of_a_schedule_is_told(good_recipe):
+    ready = preflight(str(good_recipe), ["--schedule.decay_steps=10"], 1)
+    assert summary(ready).endswith("; the learning rate at the last step, 5 of a schedule of 10, will be 0.00075")
+    preflight(str(good_recipe), ["--schedule.decay_steps=10", "--schedule.kind=constant"], 1)

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from megatron_ngpt.config.recipe import Optimizer, Schedule
-from megatron_ngpt.training.schedule import learning_rate
+from megatron_ngpt.config.recipe import Optimizer, Recipe, Schedule
+from megatron_ngpt.training.schedule import last_rate, learning_rate
 
 
 def rates(at: list[int], steps: int = 100, lr: float = 1.0, **schedule) -> list[float]:
@@ -58,3 +58,19 @@ def test_the_rate_never_jumps(kind):
 @pytest.mark.parametrize("kind", ["cosine", "wsd"])
 def test_a_warmup_that_leaves_no_room_for_the_decay(kind):
     assert rates([5, 10], steps=10, kind=kind, warmup_steps=10, decay_steps=5) == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(("steps", "schedule", "said"), [
+    (100, {"decay_steps": 200}, "the learning rate at the last step, 100 of a schedule of 200, will be 0.5"),
+    (5, {"decay_steps": 200, "warmup_steps": 10}, "the learning rate at the last step, 5 of a schedule of 200, will be 0.5"),
+    (100, {"kind": "wsd", "decay_steps": 200, "min_lr": 0.25}, "falls over the whole run after the warm-up"),
+    (1, {}, "the learning rate of the only step is 0, so that it changes nothing"),
+    (1, {"kind": "wsd"}, "the learning rate of the only step is 0, so that it changes nothing"),
+    (100, {}, None), (100, {"decay_steps": 100}, None), (100, {"kind": "wsd", "decay_steps": 100}, None),
+    (1, {"min_lr": 0.1}, None), (1, {"kind": "constant"}, None), (100, {"kind": "constant", "decay_steps": 200}, None),
+])
+def test_what_is_worth_knowing_about_the_rate_at_the_end(steps, schedule, said):
+    data, training = {"tokenizer": "t", "train": [{"prefix": "p"}]}, {"output": "o", "steps": steps}
+    recipe = Recipe.model_validate({"data": data, "training": training, "optimizer": {"lr": 1.0}, "schedule": schedule})
+    found = last_rate(recipe)
+    assert found is None if said is None else said in found
