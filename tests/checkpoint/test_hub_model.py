@@ -12,7 +12,7 @@ from megatron_ngpt.checkpoint.initial import load_initial
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.model.ends import Loss
 from megatron_ngpt.parallel.shards import shards_of
-from tests.checkpoint.trained import make_model, save_run
+from tests.checkpoint.trained import likeliest, make_model, save_run
 from tests.reference import reference_logits
 
 V = 33
@@ -75,7 +75,7 @@ def test_greedy_continuation_is_ours(exports, model):
     module, _ = exports["lerp"]
     tokens = TOKENS[:, :6]
     for _ in range(10):
-        tokens = torch.cat([tokens, module(tokens)[:, -1:].argmax(-1)], 1)
+        tokens = torch.cat([tokens, likeliest(module(tokens)[:, -1:])], 1)
     assert model.generate(TOKENS[:, :6], max_new_tokens=10, do_sample=False).equal(tokens)
     assert model.generate(TOKENS[:, :6], max_new_tokens=10, do_sample=False, use_cache=False).equal(tokens)
 
@@ -85,6 +85,9 @@ def test_batch_with_left_padding(exports, attention):
     model = load(exports["lerp"][1], attn_implementation=attention)
     prompts = [TOKENS[0, :7], TOKENS[1, :3], TOKENS[2, :1]]
     alone = [model.generate(prompt[None], max_new_tokens=8, do_sample=False)[0, len(prompt) :] for prompt in prompts]
+    with torch.no_grad():
+        for prompt, then in zip(prompts, alone, strict=True):
+            assert likeliest(model(torch.cat([prompt, then])[None]).logits[0, len(prompt) - 1 : -1]).equal(then)
     padded = torch.stack([torch.cat([torch.zeros(7 - len(prompt), dtype=torch.long), prompt]) for prompt in prompts])
     mask = torch.stack([(torch.arange(7) >= 7 - len(prompt)).long() for prompt in prompts])
     assert model.generate(padded, attention_mask=mask, max_new_tokens=8, do_sample=False)[:, 7:].equal(torch.stack(alone))
@@ -178,6 +181,7 @@ def test_what_else_it_tells(exports, model):
 
 def test_fresh_model_starts_as_in_the_paper(exports):
     config = AutoConfig.from_pretrained(exports["lerp"][1], trust_remote_code=True)
+    torch.manual_seed(0)
     fresh = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
     starts = {"alpha": torch.tensor(0.05), "qk_scale": 1, "up_scale": 1, "gate_scale": 1, "logit_scale": 1}
     scales = [(name.rsplit(".", 1)[-1], parameter) for name, parameter in fresh.named_parameters() if not name.endswith("weight")]

@@ -33,6 +33,13 @@ def make_model(arch: str = "ngpt", vocabulary: int = 33, seed: int = 5, **change
     return module
 
 
+def likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """The likeliest token of each row, int64 [...]; none may be so near a second one that rounding (1e-6 here) could turn them."""
+    values, tokens = logits.topk(2, dim=-1)
+    assert (values[..., 0] - values[..., 1]).min() > 1e-5, "another processor may choose another token: take another seed"
+    return tokens[..., 0]
+
+
 def save_run(output: Path, module: Decoder, tokenizer: str | None = None, boundaries: str = "ignore") -> Path:
     """A run directory with one checkpoint of the module; returns the checkpoint."""
     recipe = Recipe(

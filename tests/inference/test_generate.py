@@ -14,6 +14,7 @@ from megatron_ngpt.inference.continuation import Continuation
 from megatron_ngpt.inference.generate import Request, Speed, continue_batch, continue_prompts, read_prompts, stream
 from megatron_ngpt.inference.load import load_model
 from megatron_ngpt.inference.sampling import Sampling, choose
+from tests.checkpoint.trained import likeliest, make_model, save_run
 
 GREEDY = Sampling(temperature=0.0)
 PROMPTS = ["import os", "def main(argv):\n    return", "", "x", "parser.add_argument('--verbose', action="]
@@ -24,7 +25,7 @@ def greedy(module, tokens, count):
     tokens = list(tokens)
     for _ in range(count):
         with torch.no_grad():
-            tokens.append(int(module(torch.tensor([tokens]))[0, -1].argmax()))
+            tokens.append(int(likeliest(module(torch.tensor([tokens]))[0, -1])))
     return tokens
 
 
@@ -119,7 +120,6 @@ def test_greedy_equals_transformers_on_the_export(tmp_path, arch, world):
     import transformers
 
     from megatron_ngpt.checkpoint.export import export
-    from tests.checkpoint.trained import make_model, save_run
 
     save_run(tmp_path / "run", make_model(arch, vocabulary=world.tokenizer.size, seed=11), world.tokenizer.path)
     export(tmp_path / "run", tmp_path / "out")

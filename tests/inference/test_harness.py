@@ -15,7 +15,7 @@ from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.inference.load import load_model
 from megatron_ngpt.parallel.grid import make_grid
 from tests.checkpoint.hostile import plain, put, zipped
-from tests.checkpoint.trained import make_model, save_run
+from tests.checkpoint.trained import likeliest, make_model, save_run
 from tests.on_ranks import on_ranks
 
 CONTEXT = 48
@@ -59,7 +59,7 @@ def log_likelihoods(module, context, continuation):
         logits = module(torch.tensor([context + continuation]))[0, len(context) - 1 : -1].double()
     targets = torch.tensor(continuation)
     found = torch.log_softmax(logits, -1).gather(1, targets.unsqueeze(1)).sum().item()
-    return found, bool((logits.argmax(-1) == targets).all())
+    return found, bool((likeliest(logits) == targets).all())
 
 
 def pair_ids(tokenizer, context, continuation):
@@ -83,7 +83,7 @@ def written(module, tokenizer, question, stops=("e", "\n")):
     tokens, text = tokenizer.encode(question).tolist(), ""
     for _ in range(12):
         with torch.no_grad():
-            token = int(module(torch.tensor([tokens]))[0, -1, : tokenizer.size].argmax())
+            token = int(likeliest(module(torch.tensor([tokens]))[0, -1, : tokenizer.size]))
         if token == tokenizer.eos_id:
             break
         tokens.append(token)
@@ -139,10 +139,10 @@ def greedy_or_not(run, grid=None):
     ids = list(context)
     for _ in range(5):
         with torch.no_grad():
-            ids.append(int(module(torch.tensor([ids]))[0, -1].argmax()))
-    likeliest = ids[len(context) :]
-    answers = [likeliest, [*likeliest[:-1], likeliest[-1] ^ 1], [likeliest[0] ^ 1, *likeliest[1:]], likeliest[:1], []]
-    return [greedy for _, greedy in model._loglikelihood_tokens([(None, context, answer) for answer in answers])]
+            ids.append(int(likeliest(module(torch.tensor([ids]))[0, -1])))
+    greedy = ids[len(context) :]
+    answers = [greedy, [*greedy[:-1], greedy[-1] ^ 1], [greedy[0] ^ 1, *greedy[1:]], greedy[:1], []]
+    return [is_greedy for _, is_greedy in model._loglikelihood_tokens([(None, context, answer) for answer in answers])]
 
 
 def test_greedy_answers_are_known(lab):

@@ -99,9 +99,9 @@ def test_grouped_queries_equal_repeated_heads():
     documents = torch.tensor([[0] * 4 + [1] * 6, [0] * 10])
     for given in (None, documents):
         grouped = causal_attention(q, k, v, 0.7, given)
-        torch.testing.assert_close(grouped, causal_attention(q, *repeated, 0.7, given), rtol=0, atol=1e-6)
+        torch.testing.assert_close(grouped, causal_attention(q, *repeated, 0.7, given), rtol=0, atol=3e-6)
     exact = softmax_attention(q.double(), *(x.double() for x in repeated), 0.7)  # the second row is one document
-    torch.testing.assert_close(grouped[1].double(), exact[1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(grouped[1].double(), exact[1], rtol=0, atol=3e-6)
 
 
 def test_a_token_sees_its_own_documents_past_alone():

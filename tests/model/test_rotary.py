@@ -41,7 +41,7 @@ def test_equals_complex_rotation_in_float64():
     x = heads().double()
     angles = torch.arange(T).double()[:, None] * BASE ** (-torch.arange(K // 2).double() / (K // 2))
     turned = torch.complex(x[..., : K // 2], x[..., K // 2 :]) * torch.polar(torch.ones_like(angles), angles)[:, None]
-    torch.testing.assert_close(rotated(heads()).double(), torch.cat([turned.real, turned.imag], -1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(rotated(heads()).double(), torch.cat([turned.real, turned.imag], -1), rtol=0, atol=3e-6)
 
 
 def test_equals_llamas():
@@ -51,8 +51,8 @@ def test_equals_llamas():
     )  # fmt: skip
     cos, sin = LlamaRotaryEmbedding(config)(heads(), torch.arange(T).expand(B, T))
     q, k = apply_rotary_pos_emb(heads(1).transpose(1, 2), heads(2).transpose(1, 2), cos, sin)
-    torch.testing.assert_close(rotated(heads(1)), q.transpose(1, 2), rtol=0, atol=1e-5)
-    torch.testing.assert_close(rotated(heads(2)), k.transpose(1, 2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(rotated(heads(1)), q.transpose(1, 2), rtol=0, atol=5e-5)
+    torch.testing.assert_close(rotated(heads(2)), k.transpose(1, 2), rtol=0, atol=5e-5)
 
 
 def test_a_table_a_sequence():
