@@ -24,7 +24,6 @@ from megatron_ngpt.parallel.device import choose_device, start_process_group
 from megatron_ngpt.parallel.grid import RankGrid, make_grid
 from megatron_ngpt.parallel.regions import all_gather
 from megatron_ngpt.parallel.together import leads
-from megatron_ngpt.parallel.vocabulary import padded
 
 T = TypeVar("T")
 
@@ -109,5 +108,5 @@ def whole_vocabulary(module: Decoder, logits: torch.Tensor) -> torch.Tensor:
     axis, vocabulary = module.blueprint.grid.tensor, module.blueprint.vocabulary
     if axis.size == 1:
         return logits
-    missing = padded(vocabulary, axis) // axis.size - logits.shape[-1]
+    missing = -(-vocabulary // axis.size) - logits.shape[-1]  # of a rank that holds padding
     return all_gather(F.pad(logits, (0, missing)), axis, -1)[..., :vocabulary]
