@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,8 +19,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 PROGRAM = "python -m data_tools"
 MOST_WORKERS = 1024
 LARGEST_SAMPLE = 10**12
-FILES = "JSONL (.jsonl .json .ndjson), .parquet, or plain text (any other name); text and JSONL also as .gz or .zst"
+FILES = "JSON lines, Parquet or plain text, by name and first bytes; - is standard input; gzip, zstd, bzip2 and xz are unpacked"
 Input = Annotated[list[str], typer.Option("--input", metavar="FILE...", help=f"files and globs: {FILES}", show_default=False)]
+Format = Annotated[Literal["jsonl", "text", "parquet"] | None, typer.Option("--format", show_default=False,
+                                                                           help="what the files are, whatever name and content say")]
 TextKey = Annotated[str, typer.Option("--text_key", help="key or column that holds a document's text (JSONL, Parquet)")]
 SplitOn = Annotated[str | None, typer.Option("--split_on", help=r"separator between the documents of plain text (\n, \t, \\ "
                                              "are understood); without it a file is a document")]
@@ -35,6 +37,7 @@ def train_tokenizer(
                                                  help="entries, 256 single bytes among them")],
     output: Annotated[str, typer.Option("--output", help="P, to write P.model", show_default=False)],
     model: Annotated[str, typer.Option("--model", help="bpe or unigram")] = "bpe",
+    format: Format = None,
     text_key: TextKey = "text",
     split_on: SplitOn = None,
     sample_bytes: Annotated[int, typer.Option("--sample_bytes", min=1, max=LARGEST_SAMPLE,
@@ -45,7 +48,7 @@ def train_tokenizer(
     from data_tools.train_tokenizer import train_tokenizer as train
 
     separator = None if split_on is None else unescape(split_on)
-    path, ratio = train(Options(find_files(input), output, vocab_size, model, text_key, separator, sample_bytes))
+    path, ratio = train(Options(find_files(input), output, vocab_size, model, text_key, separator, sample_bytes, format))
     typer.echo(f"{path}: {vocab_size} entries, {ratio:.3f} bytes a token on held-out text")
 
 
@@ -56,6 +59,7 @@ def preprocess(
     output: Output,
     workers: Annotated[int, typer.Option("--workers", min=0, max=MOST_WORKERS,
                                               help="processes that tokenise; 0 = one for each processor")] = 0,
+    format: Format = None,
     text_key: TextKey = "text",
     split_on: SplitOn = None,
     shuffle_seed: ShuffleSeed = None,
@@ -67,7 +71,7 @@ def preprocess(
 
     separator = None if split_on is None else unescape(split_on)
     workers = workers or len(os.sched_getaffinity(0))
-    meta = run(Options(find_files(input), tokenizer, output, workers, text_key, separator, shuffle_seed, skip_malformed))
+    meta = run(Options(find_files(input), tokenizer, output, workers, text_key, separator, shuffle_seed, skip_malformed, format))
     if not meta:
         typer.echo(f"{output}: complete already, made from this input with these options; nothing to do")
         return

@@ -18,10 +18,10 @@ class ManyInputs(TyperCommand):
 
 
 def repeat_option(arguments: list[str], option: str) -> list[str]:
-    """`--input a b` as `--input a --input b`: values reach up to the next argument that begins with a dash."""
+    """`--input a b` as `--input a --input b`: values reach up to the next argument that begins with a dash and is more."""
     repeated, inside = [], False
     for argument in arguments:
-        if argument.startswith("-"):
+        if argument.startswith("-") and argument != "-":
             inside = argument == option
             if not inside:
                 repeated.append(argument)
@@ -31,20 +31,39 @@ def repeat_option(arguments: list[str], option: str) -> list[str]:
 
 
 def find_files(patterns: list[str]) -> list[str]:
-    """The files that paths and globs name, in the order given, a glob's sorted. Raises ConfigError for each that names none."""
+    """The files that paths and globs name, in the order given, a glob's sorted; `-` is standard input.
+
+    Raises ConfigError for each that names none, and for a file that is named twice, by whatever spelling or link.
+    """
     files, problems = [], []
     for pattern in patterns:
+        pattern = "/dev/stdin" if pattern == "-" else pattern
         found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
         plain = [path for path in found if not os.path.isdir(path)]
         if not plain:
             problems.append(f"--input {pattern}: {'is a directory' if found else 'no such file'}; give files or a quoted glob "
                             "such as 'texts/*.jsonl'")
         files += plain
-    repeated = sorted({path for path in files if files.count(path) > 1}) if len(set(files)) < len(files) else []
-    problems += [f"--input {path}: named twice; its documents would be there twice" for path in repeated]
+    problems += named_twice(files)
     if problems:
         raise ConfigError(*problems)
     return files
+
+
+def named_twice(files: list[str]) -> list[str]:
+    """A line for each path of a file that another path before it leads to."""
+    first, problems = {}, []
+    for path in files:
+        try:
+            about = os.stat(path)
+        except OSError:         # is told by whoever opens it
+            continue
+        known = (about.st_dev, about.st_ino) in first
+        other = first.setdefault((about.st_dev, about.st_ino), path)
+        if known:
+            also = "named twice" if other == path else f"the same file as {other}"
+            problems.append(f"--input {path}: {also}; its documents would be there twice")
+    return problems
 
 
 def unescape(separator: str) -> str:

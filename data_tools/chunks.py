@@ -1,36 +1,18 @@
 """Cutting input files of any size into chunks of whole documents, in order, from any position on.
 
-JSONL: a document a line. Plain text: a document a file, or the pieces between separators. Either of them gzip or zstd.
+JSONL: a document a line. Plain text: a document a file, or the pieces between separators. Either of them packed, or from a pipe.
 Parquet: a document a row. An uncompressed JSONL file is only looked at where chunks end, and workers read the ranges; a stream
 is unpacked here, because only one process can.
 """
 
-import gzip
-import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import zstandard
-
-from megatron_ngpt.errors import ConfigError, DataError
+from data_tools.packing import DAMAGE, damaged, unpacked
+from data_tools.sources import Source
 
 CHUNK_BYTES = 1 << 20
 READ_BYTES = 1 << 16
-ZSTD_BYTES = 1 << 10            # few, because all that they unpack to comes at once
-JSONL = (".jsonl", ".json", ".ndjson")
-COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-LARGEST_WINDOW = 1 << 31        # zstd --long files ask for more memory than the library's default allows
-
-
-@dataclass(frozen=True)
-class Source:
-    """An input file: kind is jsonl, text or parquet; packing None, gzip or zstd."""
-
-    path: str
-    kind: str
-    packing: str | None
-    size: int
 
 
 @dataclass(frozen=True)
@@ -48,25 +30,6 @@ class Chunk:
     consumed: int
 
 
-def recognise(path: str) -> Source:
-    """What kind of input a file is, by the ends of its name."""
-    try:
-        size = os.stat(path).st_size
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        raise ConfigError(f"--input {path}: {error.strerror}") from None
-    stem, end = os.path.splitext(path.lower())
-    packing = COMPRESSED.get(end)
-    if packing:
-        end = os.path.splitext(stem)[1]
-    if end == ".parquet":
-        if packing:
-            raise ConfigError(f"--input {path}: Parquet compresses inside; unpack the file first")
-        return Source(path, "parquet", None, size)
-    return Source(path, "jsonl" if end in JSONL else "text", packing, size)
-
-
 def read_chunks(
     sources: list[Source], text_key: str, split_on: str | None, start: tuple[int, int] = (0, 0), size: int = CHUNK_BYTES
 ) -> Iterator[Chunk]:
@@ -80,7 +43,7 @@ def read_chunks(
         elif source.kind == "text" and split_on is None:
             if position == 0:
                 yield _whole_file(number, source)
-        elif source.kind == "jsonl" and source.packing is None:
+        elif source.kind == "jsonl" and source.on_disk:
             yield from _line_ranges(number, source, position, size)
         else:
             separator = b"\n" if source.kind == "jsonl" else split_on.encode()
@@ -89,7 +52,7 @@ def read_chunks(
 
 def _whole_file(number: int, source: Source) -> Chunk:
     """A file that is one document; an empty one, too, has a position after it."""
-    data = b"".join(block for block, _ in unpacked(source)) if source.packing else None
+    data = None if source.on_disk else b"".join(block for block, _ in content(source))
     return Chunk(number, source, 0, max(1, source.size if data is None else len(data)), data, source.size)
 
 
@@ -110,7 +73,7 @@ def _line_ranges(number: int, source: Source, position: int, size: int) -> Itera
 def _stream_chunks(number: int, source: Source, separator: bytes, position: int, size: int) -> Iterator[Chunk]:
     """Pieces of the unpacked text that end after a separator."""
     waiting, searched, begin, consumed = bytearray(), 0, 0, 0
-    for block, consumed in unpacked(source):
+    for block, consumed in content(source):
         waiting += block
         if len(waiting) < size:
             continue
@@ -132,29 +95,14 @@ def _last_cut(text: bytearray, separator: bytes, searched: int) -> tuple[int, in
     return cut, max(searched, len(text) - len(separator) + 1)
 
 
-def unpacked(source: Source) -> Iterator[tuple[bytes, int]]:
+def content(source: Source) -> Iterator[tuple[bytes, int]]:
     """The unpacked content in blocks, each with the bytes of the file passed by then. Raises DataError for a damaged file."""
-    try:
-        with open(source.path, "rb") as file:
-            if source.packing == "zstd":
-                yield from _unpack_zstd(file)
-            else:
-                stream = gzip.GzipFile(fileobj=file) if source.packing else file
-                while block := stream.read(READ_BYTES):
-                    yield block, file.tell()
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise DataError(f"{source.path}: damaged or cut off {source.packing} file ({error})") from None
-
-
-def _unpack_zstd(file) -> Iterator[tuple[bytes, int]]:
-    """All frames of a zstd file. A frame that is cut off is an error, which the library's own stream reader passes over."""
-    factory = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
-    frame, inside = factory.decompressobj(), False
-    while packed := file.read(ZSTD_BYTES):
-        while packed:
-            yield frame.decompress(packed), file.tell()
-            packed, inside = frame.unused_data, not frame.eof
-            if frame.eof:
-                frame = factory.decompressobj()
-    if inside:
-        raise EOFError("the last frame is not complete")
+    with source.open() as file:
+        blocks = unpacked(file, source.packing) if source.packing else iter(lambda: file.read(READ_BYTES), b"")
+        try:
+            for block in blocks:
+                yield block, 0 if source.pipe else file.tell()
+        except DAMAGE as error:
+            if not source.packing:
+                raise
+            raise damaged(source.path, source.packing, error) from None

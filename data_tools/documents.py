@@ -4,6 +4,7 @@ import reprlib
 from dataclasses import dataclass, field
 
 from data_tools.chunks import Chunk
+from data_tools.sources import BOM
 from megatron_ngpt.foreign import read_json, what_is_wrong
 
 
@@ -25,8 +26,9 @@ def read_documents(chunk: Chunk, text_key: str, split_on: str | None) -> Documen
         with open(chunk.source.path, "rb") as file:
             file.seek(chunk.start)
             data = file.read(chunk.end - chunk.start)
+    data = data.removeprefix(BOM) if chunk.start == 0 else data
     if chunk.source.kind == "jsonl":
-        return _json_lines(data.removeprefix(b"\xef\xbb\xbf") if chunk.start == 0 else data, text_key)
+        return _json_lines(data, text_key)
     pieces = [data] if split_on is None else data.split(split_on.encode())
     if split_on is not None and not pieces[-1]:
         pieces.pop()                    # the chunk ends with a separator

@@ -70,7 +70,7 @@ def group_chunks(chunks: Iterable[Chunk], size: int = CHUNK_BYTES) -> Iterator[l
     group, weight = [], 0
     for chunk in chunks:
         group.append(chunk)
-        weight += size if chunk.source.kind == "parquet" else chunk.end - chunk.start
+        weight += chunk.data.nbytes if chunk.source.kind == "parquet" else chunk.end - chunk.start
         if weight >= size:
             yield group
             group, weight = [], 0

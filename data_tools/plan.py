@@ -33,15 +33,18 @@ class Journal:
 
 
 class Work:
-    """The folder of one run, locked from `open` to the end of the `with` block. `arguments`: what the output depends on."""
+    """The folder of one run, locked from `open` to the end of the `with` block. `arguments`: what the output depends on.
 
-    def __init__(self, prefix: str, arguments: dict):
+    Without `keep` the folder goes when the run fails: its input cannot be read again.
+    """
+
+    def __init__(self, prefix: str, arguments: dict, keep: bool = True):
         self.prefix = prefix
         self.folder = Path(f"{prefix}.partial")
         self.digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()
         self.base = str(self.folder / "tokens")
         self._arguments = arguments
-        self._lock = None
+        self._keep, self._entered, self._lock = keep, False, None
 
     def already_complete(self) -> bool:
         """Whether the dataset is there, made by the same arguments. Raises ConfigError if it was made by others."""
@@ -67,6 +70,7 @@ class Work:
             raise ConfigError(f"--output {self.prefix}: another process writes it; wait or choose another prefix") from None
         plan = self.folder / "plan.json"
         if not plan.exists():
+            self._entered = True
             write_text(plan, json.dumps({"arguments_sha256": self.digest, **self._arguments}, indent=2))
             return Journal()
         self._check_plan(plan)
@@ -102,6 +106,8 @@ class Work:
     def __enter__(self) -> "Work":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error: type | None, *_) -> None:
+        if error and self._entered and not self._keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
         if self._lock:
             self._lock.close()

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from uuid import uuid4
 
-from data_tools.chunks import Chunk, Source, read_chunks, recognise
+from data_tools.chunks import Chunk, read_chunks
 from data_tools.encode import Encoded, encode_chunks, group_chunks
 from data_tools.plan import Journal, Work
+from data_tools.sources import Source, recognise_all
 from megatron_ngpt.data.indexed import token_dtype
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.data.writer import IndexedWriter
@@ -32,6 +34,7 @@ class Options:
     split_on: str | None = None
     shuffle_seed: int | None = None
     skip_malformed: bool = False
+    format: str | None = None
 
 
 def preprocess(options: Options) -> dict:
@@ -40,27 +43,35 @@ def preprocess(options: Options) -> dict:
     Raises ConfigError and DataError for mistakes and malformed input, NgptError for failures after which a re-run goes on.
     """
     tokenizer = Tokenizer(options.tokenizer)
-    sources = [recognise(path) for path in options.files]
+    sources = recognise_all(options.files, options.format)
+    again = not any(source.pipe for source in sources)
     try:
-        with Work(options.output, _arguments(options, sources, tokenizer)) as work:
+        with Work(options.output, _arguments(options, sources, tokenizer), keep=again) as work:
             if work.already_complete():
                 return {}
             return _Run(options, tokenizer, sources, work, work.open()).finish()
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise NgptError(f"{error.filename or options.output}: {reason}; the finished part is kept in {options.output}.partial, "
-                        "and the same command goes on with it") from None
+        remedy = (f"the finished part is kept in {options.output}.partial, and the same command goes on with it" if again
+                  else "a pipe cannot be read again, so start anew, or from files to go on where it stopped")
+        raise NgptError(f"{error.filename or options.output}: {reason}; {remedy}") from None
 
 
 def _arguments(options: Options, sources: list[Source], tokenizer: Tokenizer) -> dict:
     """What the output's bytes depend on. Input files are told apart by size and time of change."""
     return {
-        "input": [[os.path.abspath(source.path), source.size, os.stat(source.path).st_mtime_ns] for source in sources],
+        "input": [[os.path.abspath(source.path), source.size, _version(source)] for source in sources],
+        "format": options.format,
         "tokenizer": tokenizer.sha256,
         "text_key": options.text_key,
         "split_on": options.split_on,
         "shuffle_seed": options.shuffle_seed,
     }
+
+
+def _version(source: Source) -> int | str:
+    """What changes with a file's content. No two pipes are the same: what came out of one is gone."""
+    return uuid4().hex if source.pipe else os.stat(source.path).st_mtime_ns
 
 
 class _Run:

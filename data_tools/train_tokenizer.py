@@ -10,8 +10,9 @@ from pathlib import Path
 
 import sentencepiece
 
-from data_tools.chunks import Source, read_chunks, recognise
+from data_tools.chunks import read_chunks
 from data_tools.documents import read_documents
+from data_tools.sources import Source, recognise_all
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import ConfigError, DataError
 from megatron_ngpt.monitor.progress import byte_progress
@@ -37,6 +38,7 @@ class Options:
     text_key: str = "text"
     split_on: str | None = None
     sample_bytes: int = 50_000_000
+    format: str | None = None
 
 
 def train_tokenizer(options: Options) -> tuple[str, float]:
@@ -46,7 +48,7 @@ def train_tokenizer(options: Options) -> tuple[str, float]:
     the data tools), 2 end of document, 3 padding.
     """
     _check(options)
-    sources = [recognise(path) for path in options.files]
+    sources = recognise_all(options.files, options.format)
     training, held_out = _sample(sources, options)
     if not training:
         raise DataError(f"--input: {', '.join(options.files[:3])}: no text found; JSONL and Parquet need the right --text_key")
