@@ -8,12 +8,12 @@ import typer
 
 from data_tools.arguments import ManyInputs, find_files, unescape
 from megatron_ngpt.arguments import LARGEST_COUNT, LARGEST_SEED, finite, usage_line
-from megatron_ngpt.console import show_anything
+from megatron_ngpt.console import Commands, show_anything
 from megatron_ngpt.data.tape import find_prefixes
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import ConfigError, DataError, NgptError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="From text to verified, memory-mapped token datasets (PREFIX.bin + PREFIX.idx, Megatron's layout).")
 
 PROGRAM = "python -m data_tools"
@@ -172,7 +172,7 @@ def main() -> None:
     """Run a command; a mistake is told in single lines and leaves with 2, a failure with 1."""
     show_anything()
     try:
-        sys.exit(app(prog_name=PROGRAM, standalone_mode=False) or 0)
+        sys.exit(app(args=sys.argv[1:] or ["--help"], prog_name=PROGRAM, standalone_mode=False) or 0)
     except typer.TyperException as error:
         print(usage_line(error, PROGRAM), file=sys.stderr)
         sys.exit(error.exit_code)

@@ -8,6 +8,4 @@ import sys
 from megatron_ngpt.cli import main
 
 if __name__ == "__main__":
-    # DeepSpeed's launcher adds --local_rank, and also says it in the environment, where it is read.
-    sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith(("--local_rank=", "--local-rank="))]
     sys.exit(main())

@@ -9,20 +9,21 @@ from typing import Annotated, Literal
 
 import typer
 
+import megatron_ngpt
 from megatron_ngpt.arguments import LARGEST_COUNT, LARGEST_SEED, finite, require_text, usage_line
 from megatron_ngpt.config.place import read_place
 from megatron_ngpt.config.reference import help_text
-from megatron_ngpt.console import show_anything, unknown_character
+from megatron_ngpt.console import Commands, show_anything, unknown_character
 from megatron_ngpt.errors import ConfigError, NgptError, RankError
 
 app = typer.Typer(
     name="ngpt",
-    help="Train, check, evaluate and export nGPT models. Pretraining itself starts with launch/pretrain.py.",
-    add_completion=False,
+    cls=Commands,
+    help="Train, check, evaluate and export nGPT models.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-checkpoint = typer.Typer(help="Look at the checkpoints of a run, and prove that they are whole.", rich_markup_mode=None)
+checkpoint = typer.Typer(cls=Commands, help="Look at the checkpoints of a run, and prove that they are whole.", rich_markup_mode=None)
 app.add_typer(checkpoint, name="checkpoint")
 CHECKPOINTS = typer.Argument(metavar="DIR", help="a run directory or one of its checkpoints")
 MODEL = typer.Argument(metavar="MODEL", help="a run directory (its newest checkpoint), a checkpoint or an exported directory")
@@ -30,12 +31,67 @@ TENSOR = typer.Option(min=1, max=LARGEST_COUNT, help="ranks that share every lay
 PIPELINE = typer.Option(min=1, max=LARGEST_COUNT, help="stages that the layers are divided over")
 WAIT_SECONDS = 2.0  # that a rank leaves after rank 0 has told a mistake
 TAKES_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+KEYS = "\b\n" + help_text().replace("\n\n", "\n\n\b\n")
+RECIPE = typer.Argument(metavar="RECIPE.yaml", help="a recipe's file, or the name of one that comes with the package")
 
 
-@app.command(context_settings=TAKES_OVERRIDES, epilog="\b\n" + help_text().replace("\n\n", "\n\n\b\n"))
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"ngpt {megatron_ngpt.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def ngpt(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="print the version and leave")] = False,
+) -> None:
+    """Train, check, evaluate and export nGPT models."""
+
+
+@app.command()
+def init(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="a recipe that comes with the package, instead of all keys")] = None,
+) -> None:
+    """Print a commented recipe to begin with: ngpt init > my.yaml."""
+    sys.stdout.reconfigure(encoding="utf-8")  # as recipes are read, whatever this terminal shows
+    from megatron_ngpt.config import shipped
+    from megatron_ngpt.config.template import template
+
+    if name is None:
+        print(template(), end="")
+        return
+    if name not in shipped.names(shipped.RECIPES):
+        raise ConfigError(f"{name}: no recipe that comes with the package; choose from {', '.join(shipped.names(shipped.RECIPES))}")
+    print(Path(shipped.located(name, shipped.RECIPES)).read_text("utf-8"), end="")
+
+
+@app.command(context_settings={**TAKES_OVERRIDES, "help_option_names": []})
+def data(context: typer.Context) -> None:
+    """Prepare data, as python -m data_tools: train-tokenizer, preprocess, merge, split, inspect, verify, show-batch."""
+    from data_tools.__main__ import app as tools
+
+    try:
+        tools(args=context.args or ["--help"], prog_name="ngpt data", standalone_mode=False)
+    except OSError as error:
+        raise NgptError(f"{error.filename or 'ngpt data'}: {error.strerror or error}") from error
+
+
+@app.command(context_settings=TAKES_OVERRIDES, epilog=KEYS)
+def train(context: typer.Context, recipe: Annotated[str, RECIPE]) -> int:
+    """Train the model that a recipe describes: on one rank, or on those of a launcher.
+
+    Several ranks: deepspeed --num_gpus N --module megatron_ngpt train RECIPE.yaml, or torchrun --nproc_per_node N -m megatron_ngpt train
+    RECIPE.yaml, or srun ngpt train RECIPE.yaml. It is what launch/pretrain.py does. Keys are set with --section.key=value.
+    """
+    from megatron_ngpt.training.entry import main
+
+    return main([recipe, *context.args])
+
+
+@app.command(context_settings=TAKES_OVERRIDES, epilog=KEYS)
 def check(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="the recipe")],
+    recipe: Annotated[str, RECIPE],
     ranks: Annotated[int, typer.Option(max=LARGEST_COUNT, help="number of ranks the run will have")] = 1,
 ) -> None:
     """Check a recipe, its data and its layout on N ranks, as pretraining would, without starting anything.
@@ -140,6 +196,13 @@ def harness(
     run(model, tasks, include_path, limit, batch_size, output, tensor, pipeline)
 
 
+@checkpoint.callback(invoke_without_command=True)
+def _checkpoint(context: typer.Context) -> None:
+    """Look at the checkpoints of a run, and prove that they are whole."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
 @checkpoint.command("list")
 def list_checkpoints(directory: Annotated[Path, CHECKPOINTS]) -> None:
     """Print a table: step, tokens, time, size, the layout that wrote it, and whether every file is there."""
@@ -160,7 +223,7 @@ def main() -> int:
     """Entry point of the console script; returns the exit status."""
     show_anything()
     try:
-        return app(prog_name="ngpt", standalone_mode=False) or 0
+        return app(args=_arguments() or ["--help"], prog_name="ngpt", standalone_mode=False) or 0
     except RankError as error:  # what this rank alone knows
         print(error, file=sys.stderr, flush=True)
         return error.exit_code
@@ -170,6 +233,11 @@ def main() -> int:
         return _leave(unknown_character(error), ConfigError.exit_code)
     except typer.TyperException as error:
         return _leave(usage_line(error, "ngpt"), error.exit_code)
+
+
+def _arguments() -> list[str]:
+    """Of the command line; DeepSpeed's launcher adds --local_rank, which it also says in the environment, where it is read."""
+    return [argument for argument in sys.argv[1:] if not argument.startswith(("--local_rank=", "--local-rank="))]
 
 
 def _leave(message: str, status: int) -> int:

@@ -2,6 +2,20 @@
 
 import sys
 
+import typer
+from typer.core import TyperGroup
+
+
+class Commands(TyperGroup):
+    """A group of commands that says in its help what each is for in a whole sentence."""
+
+    def get_command(self, ctx: typer.Context, cmd_name: str):
+        """The command, with the first paragraph of its help as the summary; left to itself, typer cuts it at the end of a line."""
+        command = super().get_command(ctx, cmd_name)
+        if command and command.help:
+            command.short_help = command.short_help or " ".join(command.help.split("\n\n")[0].split())
+        return command
+
 
 def show_anything() -> None:
     """From now on a character that standard output's encoding lacks (`→` in Latin-1) is printed as `?`, and is no error.

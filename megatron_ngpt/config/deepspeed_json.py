@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_ngpt.config import shipped
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.foreign import read_json
@@ -63,7 +64,10 @@ class DeepSpeedChoice:
 
 
 def read_deepspeed(path: str) -> DeepSpeedChoice:
-    """What the file `path` (from the working directory) chooses. Raises ConfigError with every problem, one line each."""
+    """What the file `path` chooses: from the working directory, or, by its name, one that comes with the package.
+
+    Raises ConfigError with every problem, one line each.
+    """
     raw = _read(path)
     zero, bf16 = raw.get("zero_optimization", {}), raw.get("bf16", {})
     problems = _top_problems(raw) + _section_problems(zero, "zero_optimization", ZERO) + _section_problems(bf16, "bf16", BF16)
@@ -111,9 +115,9 @@ def _read(path: str) -> dict:
         return dict(pairs)
 
     try:
-        raw = read_json(Path(path).read_text(encoding="utf-8"), object_pairs_hook=no_repeats)
+        raw = read_json(Path(shipped.located(path, shipped.DEEPSPEED)).read_text(encoding="utf-8"), object_pairs_hook=no_repeats)
     except FileNotFoundError:
-        raise ConfigError(f"deepspeed = {path}: no such file{_neighbours(path)}") from None
+        raise ConfigError(f"deepspeed = {path}: no such file{shipped.hint(path, shipped.DEEPSPEED) or _neighbours(path)}") from None
     except OSError as error:
         raise ConfigError(f"deepspeed = {path}: cannot read it: {error.strerror}") from None
     except json.JSONDecodeError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from megatron_ngpt.config import text
+from megatron_ngpt.config import shipped, text
 from megatron_ngpt.config.mistakes import dotted, explain, misspelt, section_of, shown, takes_text
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.errors import ConfigError
@@ -68,11 +68,11 @@ def read_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Readi
 def _sections(path: str) -> dict:
     """The file's sections as plain dicts; a section that is absent or has no keys is empty."""
     try:
-        content = Path(path).read_text(encoding="utf-8")
+        content = Path(shipped.located(path, shipped.RECIPES)).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a text file in UTF-8; a recipe is a YAML file") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}") from None
+        raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}{shipped.hint(path, shipped.RECIPES)}") from None
     tree = text.parse(content, path)
     if tree is None:
         tree = {}

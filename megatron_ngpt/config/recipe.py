@@ -171,4 +171,4 @@ class Recipe(Section):
     schedule: Schedule = Schedule()
     training: Training
     checkpoint: Checkpoint = Checkpoint()
-    deepspeed: Text = Field("ds_configs/zero1.json", description="DeepSpeed JSON that owns ZeRO, precision and offload")
+    deepspeed: Text = Field("zero1", description="DeepSpeed JSON that owns ZeRO, precision: the name of a shipped one, or a path")

@@ -113,3 +113,22 @@ def test_several_mistakes_at_once_and_a_missing_file(written, tmp_path):
     assert len(caught.value.problems) == 3
     with pytest.raises(ConfigError, match=r"no such file; .* has choice.json"):
         read_deepspeed(str(tmp_path / "other.json"))
+
+
+def test_a_name_means_the_shipped_file_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in SHIPPED:
+        assert read_deepspeed(path.stem) == read_deepspeed(str(path))
+    (tmp_path / "zero1").write_text("{}")
+    assert read_deepspeed("zero1").zero_stage == 1 and read_deepspeed("./zero1").zero_stage == 0
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ("zero9", "deepspeed = zero9: no such file; give a path, or one of bf16-zero1, "),
+    ("ds_configs/zero1.json", "no such file; zero1, alone, names the one that comes with the package"),
+    ("bf16-zero2.json", "no such file; bf16-zero2, alone, names the one that comes with the package"),
+])
+def test_a_file_that_is_not_there_tells_the_name_to_give(tmp_path, monkeypatch, given, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        read_deepspeed(given)
