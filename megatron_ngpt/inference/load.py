@@ -11,6 +11,7 @@ from megatron_ngpt.checkpoint.export import model_of_state
 from megatron_ngpt.checkpoint.exported import CONFIG, TOKENIZER, model_of, read_config
 from megatron_ngpt.checkpoint.initial import load_initial
 from megatron_ngpt.checkpoint.seal import read_state
+from megatron_ngpt.config.costs.stages import stages_of
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import CheckpointError, ConfigError
@@ -119,9 +120,5 @@ def _build(model: Model, vocabulary: int, mask_documents: bool, grid: RankGrid) 
 def _stage(blueprint: Blueprint) -> slice:
     """The layers of this rank's pipeline stage, divided as in training."""
     axis = blueprint.grid.pipeline
-    if axis.size == 1:
-        return slice(None)
-    from megatron_ngpt.model.pipeline import head_cost, stage_bounds  # imports DeepSpeed
-
-    bounds = stage_bounds(blueprint.model.layers, axis.size, head_cost(blueprint.model, blueprint.vocabulary))
+    bounds = stages_of(blueprint.model, blueprint.vocabulary, axis.size)
     return slice(bounds[axis.rank], bounds[axis.rank + 1])

@@ -11,12 +11,12 @@ from megatron_ngpt.checkpoint.exported import TOKENIZER
 from megatron_ngpt.checkpoint.files import write_text
 from megatron_ngpt.checkpoint.saver import Saved
 from megatron_ngpt.checkpoint.store import CheckpointStore
+from megatron_ngpt.config.costs.work import flops_per_token
 from megatron_ngpt.config.deepspeed_json import engine_config
 from megatron_ngpt.config.grid import given_sizes
 from megatron_ngpt.config.load import dump_recipe
 from megatron_ngpt.data.batches import Rows, training_batches, validation_batches
 from megatron_ngpt.errors import DataError, RankError, TrainingError
-from megatron_ngpt.monitor.flops import flops_per_token
 from megatron_ngpt.monitor.monitor import Monitor
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.parallel.together import on_first_rank

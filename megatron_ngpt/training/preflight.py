@@ -8,7 +8,9 @@ from pathlib import Path
 
 from megatron_ngpt.checkpoint.catalogue import Catalogue
 from megatron_ngpt.checkpoint.exported import differences, read_config, tensor_files
-from megatron_ngpt.config import rules, size
+from megatron_ngpt.config import rules
+from megatron_ngpt.config.costs.memory import memory
+from megatron_ngpt.config.costs.work import checkpoint_bytes, parameters
 from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice, read_deepspeed
 from megatron_ngpt.config.grid import Grid, given_sizes, grid_of
 from megatron_ngpt.config.load import Reading, read_recipe
@@ -53,18 +55,18 @@ def preflight(recipe_path: str, overrides: list[str] | tuple[str, ...], ranks: i
 def summary(ready: Ready) -> str:
     """One line: layout, parameters, memory a rank, a checkpoint's size."""
     recipe, parallel, grid = ready.recipe, ready.recipe.parallel, ready.grid
-    count = size.parameters(recipe.model, ready.vocabulary)
-    memory = size.memory(recipe, ready.deepspeed, ready.vocabulary, ready.ranks)
+    count = parameters(recipe.model, ready.vocabulary)
+    needed = memory(recipe, ready.deepspeed, ready.vocabulary, ready.ranks)
     accumulation = recipe.training.global_batch // (recipe.training.micro_batch * grid.size("readers"))
     ranks = f"{ready.ranks} rank{'s' if ready.ranks > 1 else ''}"
-    host = f" and {_gib(memory.offloaded)} of host memory" if memory.offloaded else ""
+    host = f" and {_gib(needed.offloaded)} of host memory" if needed.offloaded else ""
     return (
         f"{ranks} = tensor {parallel.tensor}{' (sequence parallel)' if parallel.sequence else ''} × "
         f"pipeline {parallel.pipeline} × data {grid.size('data')}, {ready.deepspeed.name}, "
         f"gradient accumulation {accumulation}; {recipe.model.arch}, {count:,} parameters; "
-        f"about {_gib(memory.device)}{host} a rank "
-        f"(weights {_gib(memory.weights)}, gradients {_gib(memory.gradients)}, optimiser {_gib(memory.optimiser)}, "
-        f"activations {_gib(memory.activations)}); a checkpoint takes {_gib(size.checkpoint(recipe.model, ready.vocabulary))}"
+        f"about {_gib(needed.device)}{host} a rank "
+        f"(weights {_gib(needed.weights)}, gradients {_gib(needed.gradients)}, optimiser {_gib(needed.optimiser)}, "
+        f"activations {_gib(needed.activations)}); a checkpoint takes {_gib(checkpoint_bytes(recipe.model, ready.vocabulary))}"
         f"{'; ' + rate if (rate := last_rate(recipe)) else ''}"
     )
 
@@ -72,7 +74,7 @@ def summary(ready: Ready) -> str:
 def space_warnings(ready: Ready) -> list[str]:
     """A line if not one more checkpoint of the model finds room: no reason to refuse a run that others may make room for."""
     output = Path(ready.recipe.training.output)
-    free, needed = shutil.disk_usage(_nearest(output)).free, size.checkpoint(ready.recipe.model, ready.vocabulary)
+    free, needed = shutil.disk_usage(_nearest(output)).free, checkpoint_bytes(ready.recipe.model, ready.vocabulary)
     return [f"warning: {_gib(free)} are free in {output}, and a checkpoint takes {_gib(needed)}"] if free < needed else []
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_ngpt.checkpoint.catalogue import Catalogue
 from megatron_ngpt.checkpoint.seal import seal
-from megatron_ngpt.config import size
+from megatron_ngpt.config.costs.work import checkpoint_bytes
 from megatron_ngpt.data.batches import training_batches
 from megatron_ngpt.errors import CheckpointError, ConfigError
 from megatron_ngpt.training.preflight import preflight, space_warnings, summary
@@ -84,7 +84,7 @@ def test_no_problem_is_invented_from_the_default_of_a_wrong_key(good_recipe):
 
 def test_a_disk_without_room_for_a_checkpoint_is_told(good_recipe, monkeypatch):
     ready = preflight(str(good_recipe), [], 1)
-    needed = size.checkpoint(ready.recipe.model, ready.vocabulary)
+    needed = checkpoint_bytes(ready.recipe.model, ready.vocabulary)
     for free, lines in ((needed, 0), (needed - 1, 1)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         assert len(space_warnings(ready)) == lines

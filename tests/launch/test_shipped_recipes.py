@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ngpt.config.costs.memory import memory
+from megatron_ngpt.config.costs.work import parameters
 from megatron_ngpt.config.deepspeed_json import read_deepspeed
 from megatron_ngpt.config.load import load_recipe
 from megatron_ngpt.config.rules import problems
-from megatron_ngpt.config.size import memory, parameters
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {                                           # ranks, parameters (None: the vocabulary is the tokenizer's)

@@ -2,12 +2,10 @@
 
 from itertools import combinations, pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ngpt.config.recipe import Model
-from megatron_ngpt.model.pipeline import head_cost, stage_bounds
+from megatron_ngpt.config.costs.stages import stage_bounds
 
 
 def dearest(sizes: list[int], head: float) -> float:
@@ -42,10 +40,3 @@ def test_covers_everything_and_is_never_worse_than_another(shape):
 def test_a_dear_head_leaves_its_stage_one_block():
     assert stage_bounds(7, 3, 100.0) == [0, 4, 7, 9]
     assert stage_bounds(4, 4, 0.0) == [0, 2, 3, 4, 6]
-
-
-def test_the_heads_cost_counts_matrix_products():
-    model = Model(hidden=8, heads=4, kv_heads=2, ffn=12, context=16)
-    entries = 8 * 8 + 2 * (8 * 4) + 8 * 8 + 3 * 8 * 12  # of q, k and v, o, and the feed-forward's three
-    scores = 2 * 8 * 16 / 2  # q kᵀ and the sum over v, half of them masked, a token
-    assert head_cost(model, 100) == pytest.approx(100 * 8 / (entries + scores))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_ngpt.config.costs.work import parameters
 from megatron_ngpt.config.load import load_recipe
-from megatron_ngpt.config.size import parameters
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
 

@@ -1,13 +1,14 @@
-"""How large a model is: exact parameter counts, and an estimate of the memory that a rank needs.
+"""The memory that a rank needs."""
 
-The counts follow from the equations of the two architectures; vocabulary padding is not part of the model.
-"""
-
+import bisect
+import math
 from dataclasses import dataclass
 
+from megatron_ngpt.config.costs.stages import stages_of
 from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice
 from megatron_ngpt.config.grid import given_sizes, grid_of
-from megatron_ngpt.config.recipe import Model, Recipe
+from megatron_ngpt.config.parameters import parameter_table
+from megatron_ngpt.config.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,6 @@ class Memory:
     def device(self) -> int:
         """Bytes on the device."""
         return self.weights + self.gradients + self.optimiser + self.activations - self.offloaded
-
-
-def parameters(model: Model, vocabulary: int) -> int:
-    """Parameters of the whole model with `vocabulary` entries."""
-    final_norm = model.hidden if model.arch == "gpt" else 0
-    return 2 * _embedding(model, vocabulary) + _logit_scales(model, vocabulary) + model.layers * _block(model) + final_norm
-
-
-def checkpoint(model: Model, vocabulary: int) -> int:
-    """Bytes of a checkpoint: weights and two moments in fp32."""
-    return 12 * parameters(model, vocabulary)
 
 
 def memory(recipe: Recipe, choice: DeepSpeedChoice, vocabulary: int, world: int) -> Memory:
@@ -55,32 +45,14 @@ def memory(recipe: Recipe, choice: DeepSpeedChoice, vocabulary: int, world: int)
     return Memory(weights, gradients, optimiser, _activations(recipe, choice, vocabulary, grid.size("readers")), offloaded)
 
 
-def _embedding(model: Model, vocabulary: int) -> int:
-    return vocabulary * model.hidden
-
-
-def _logit_scales(model: Model, vocabulary: int) -> int:
-    return vocabulary if model.arch == "ngpt" else 0
-
-
-def _matrices(model: Model) -> int:
-    """Entries of a block's matrices: q and o, k and v, and the three of the feed-forward."""
-    return model.hidden * (2 * model.hidden + 2 * model.groups * model.head_size + 3 * model.ffn_size)
-
-
-def _block(model: Model) -> int:
-    """nGPT: two vectors of eigen learning rates, s_qk, s_u and s_g; GPT: two norms."""
-    extra = model.groups * model.head_size + 2 * model.ffn_size if model.arch == "ngpt" else 0
-    return _matrices(model) + 2 * model.hidden + extra
-
-
 def _local_parameters(recipe: Recipe, vocabulary: int) -> int:
-    """Parameters of the largest stage's tensor share; a stage next to an end holds one embedding, a lone one both."""
-    model, tensor, stages = recipe.model, recipe.parallel.tensor, recipe.parallel.pipeline
-    ends = 2 * _embedding(model, vocabulary) + _logit_scales(model, vocabulary)
-    if stages > 1:
-        ends = _embedding(model, vocabulary) + _logit_scales(model, vocabulary)
-    return (-(-model.layers // stages) * _block(model) + ends) // tensor
+    """Parameters of the largest stage's tensor share."""
+    bounds = stages_of(recipe.model, vocabulary, recipe.parallel.pipeline)
+    held = [0] * (len(bounds) - 1)
+    for record in parameter_table(recipe.model, vocabulary).values():
+        stage = bisect.bisect_right(bounds, record.layer) - 1
+        held[stage] += math.prod(record.local_shape(recipe.parallel.tensor))
+    return max(held)
 
 
 def _activations(recipe: Recipe, choice: DeepSpeedChoice, vocabulary: int, readers: int) -> int:
