@@ -37,8 +37,8 @@ setup(
     packages=find_packages(include=["megatron_ngpt", "megatron_ngpt.*", "data_tools", "data_tools.*"]),
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.13",
-        "deepspeed>=0.19.8",
+        "torch>=2.13,<2.14",  # the caps: nothing newer was tried, and the map of shards reads DeepSpeed's private parts
+        "deepspeed>=0.19.8,<0.19.9",
         "numpy",
         "pydantic>=2",
         "PyYAML",

@@ -7,7 +7,7 @@ itself (no ZeRO), or a flat partition of a parameter group (`DeepSpeedZeroOptimi
 slice of the base optimiser's state.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -112,14 +112,16 @@ def rectangles(start: int, count: int, columns: int) -> Iterator[tuple[int, int,
         at += rows * width
 
 
-def shards_of(module: nn.Module, optimizer=None) -> dict[str, Shard]:
+def shards_of(module: nn.Module | Iterable[nn.Parameter], optimizer=None) -> dict[str, Shard]:
     """Every parameter's shard on this rank, by name.
 
     Args:
-        module: the model, whose parameters carry their `placement`.
-        optimizer: what `deepspeed.initialize` returned as its optimizer; None for a model without one (inference).
+        module: the model, or some of its parameters, which carry their `placement`.
+        optimizer: what `deepspeed.initialize` returned as its optimizer; None for a model without one (inference). What this assumes of
+            it `assumptions.checked_shards` asserts.
     """
-    shards = (Shard(parameter.placement, *_locate(parameter, optimizer)) for parameter in module.parameters())
+    parameters = module.parameters() if isinstance(module, nn.Module) else module
+    shards = (Shard(parameter.placement, *_locate(parameter, optimizer)) for parameter in parameters)
     return {shard.name: shard for shard in shards}
 
 

@@ -18,8 +18,9 @@ from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.model.ends import Loss
 from megatron_ngpt.model.initial import initialise
 from megatron_ngpt.model.pipeline import DecoderPipeline
+from megatron_ngpt.parallel.assumptions import checked_shards
 from megatron_ngpt.parallel.grid import RankGrid
-from megatron_ngpt.parallel.shards import Shard, publish_masters, shards_of
+from megatron_ngpt.parallel.shards import Shard, publish_masters
 from megatron_ngpt.sphere.renormalise import NormErrors, Renormaliser
 from megatron_ngpt.sphere.tangent import TangentGradients
 from megatron_ngpt.training.optimizer import GradientClipper, base_optimizer
@@ -75,7 +76,7 @@ class Engine:
             model=module, optimizer=self.base, config=engine_config, mpu=mpu, dist_init_required=False
         )
         self.loss = Loss(self.blueprint)
-        self.shards: dict[str, Shard] = shards_of(module, self.optimizer)
+        self.shards: dict[str, Shard] = checked_shards(module, self.optimizer, self.base, grid.replicas)
         self.renormaliser = Renormaliser(self.shards, grid, self.optimizer, compiled=recipe.training.compile)
         if recipe.optimizer.tangent:
             TangentGradients(self.renormaliser).attach(self.base)
