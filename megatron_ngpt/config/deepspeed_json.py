@@ -29,7 +29,7 @@ ZERO = {
     "stage3_use_all_reduce_for_fetch_params": bool, "stage3_allgather_sequential": bool, "memory_efficient_linear": bool,
 }
 OFFLOAD = {"device": str, "pin_memory": bool}
-BF16 = {"enabled": bool, "immediate_grad_update": bool, "check_grad_overflow": bool}
+BF16 = {"enabled": bool, "immediate_grad_update": bool}
 WANTED = {bool: "true or false", int: "a whole number from 0", dict: "an object of keys", str: "a text"}
 
 OWNED = {
@@ -85,22 +85,25 @@ def engine_config(recipe: Recipe, choice: DeepSpeedChoice, readers: int) -> dict
     `readers`: ranks that read other rows of the global batch.
 
     * Gradients accumulate in fp32. With bf16 and ZeRO-1 this selects BF16_Optimizer, which needs it.
-    * ZeRO-0 reports no gradient norm, so the trainer computes the norm and clips; DeepSpeed must not clip a second time.
+    * Clipping, and whether a step is made at all, is our update's in every layout (`training/update.py`): DeepSpeed does neither.
+    * DeepSpeed's throughput timer would wait for the device twice in every micro-batch.
     * The base optimiser is ours, which DeepSpeed calls untested, also with its state in host memory.
     * Pipeline stages send whole activations: the default sends each tensor rank's slice and gathers, which mixes up slices
       under sequence parallelism.
     """
     training = recipe.training
-    quiet = {"steps_per_print": 2**31 - 1, "wall_clock_breakdown": False}
+    quiet = {"steps_per_print": 2**31 - 1, "wall_clock_breakdown": False, "timers": {"throughput": {"enabled": False}}}
     owned = {
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": training.global_batch // (training.micro_batch * readers),
-        "gradient_clipping": recipe.optimizer.clip if choice.zero_stage > 0 else 0.0,
+        "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "data_types": {"grad_accum_dtype": "fp32"},
         "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
     }
+    if choice.bf16:
+        owned["bf16"] = choice.raw["bf16"] | {"check_grad_overflow": False}
     return quiet | choice.raw | owned
 
 

@@ -34,7 +34,8 @@ def checked_shards(module: nn.Module, optimizer, base: torch.optim.Optimizer, ax
             try:
                 found |= shards_of([parameter], optimizer)
             except (AttributeError, LookupError, TypeError) as error:
-                raise refusal(parameter.placement.record.name, f"where its master lies can't be read ({type(error).__name__}: {error})") from error
+                name, problem = parameter.placement.record.name, f"{type(error).__name__}: {error}"
+                raise refusal(name, f"where its master lies can't be read ({problem})") from error
         check_held(found.values(), optimizer, base)
         return found
 

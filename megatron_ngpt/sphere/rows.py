@@ -38,12 +38,12 @@ class CutRows:
     Pieces of tensor-cut rows come first, so that what the tensor ranks reduce is one run.
     """
 
-    def __init__(self, grid: RankGrid):
-        self.grid = grid
+    def __init__(self, grid: RankGrid, device: torch.device):
+        self.grid, self.device = grid, device
         self.rows = Rows()
         self._tensor_rows = 0
-        self._own: list[int] = []  # positions in the vector of partial sums of the rows that ZeRO cuts
-        self._shared: list[int] = []  # their places in the vector that the replicas reduce
+        self._own = torch.empty(0, dtype=torch.int64)  # positions in the vector of partial sums of the rows that ZeRO cuts
+        self._shared = self._own  # their places in the vector that the replicas reduce
         self._shared_size = 0
         self.bytes_reduced = 0
 
@@ -55,7 +55,12 @@ class CutRows:
 
     def share(self, own: list[int], shared: list[int], size: int) -> None:
         """Say which positions of the partial sums the replicas reduce, and where they stand in its vector of `size`."""
-        self._own, self._shared, self._shared_size = own, shared, size
+        self._own, self._shared = (torch.tensor(places, dtype=torch.int64, device=self.device) for places in (own, shared))
+        self._shared_size = size
+
+    def joined(self, partial_sums: list[torch.Tensor]) -> torch.Tensor:
+        """The pieces' partial sums as one vector, fp32 [rows here], for `total`."""
+        return torch.cat(partial_sums) if partial_sums else torch.empty(0, device=self.device)
 
     def total(self, partial_sums: torch.Tensor) -> torch.Tensor:
         """The sums over whole rows (fp32 [rows here]) from those over the pieces; collective over the groups that share rows."""
@@ -89,7 +94,8 @@ class SphereRows:
 
 def sphere_rows(shards: dict[str, Shard], grid: RankGrid) -> SphereRows:
     """Sort this rank's spherical rows into whole and cut ones (collective over the replicas, once)."""
-    whole, cut = defaultdict(Rows), defaultdict(lambda: CutRows(grid))
+    device = next((s.buffer.device for s in shards.values() if s.count), torch.device("cpu"))
+    whole, cut = defaultdict(Rows), defaultdict(lambda: CutRows(grid, device))
     keys = defaultdict(list)  # group -> (name, row) of each row in its CutRows; None where ZeRO leaves the row whole
     spherical = [s for s in shards.values() if s.spherical]
     for shard in sorted(spherical, key=lambda s: not s.placement.cuts_rows):

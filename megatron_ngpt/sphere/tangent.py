@@ -5,38 +5,21 @@ The same rows as renormalisation, a dot product instead of a sum of squares; the
 
 import torch
 
-from megatron_ngpt.sphere.renormalise import Renormaliser
-from megatron_ngpt.sphere.rows import Rows
+from megatron_ngpt.sphere.rows import Rows, SphereRows
 
 
-class TangentGradients:
-    """Projects the gradients that the base optimiser is about to use onto the sphere's tangent space."""
-
-    def __init__(self, renormaliser: Renormaliser):
-        self.renormaliser = renormaliser
-
-    def attach(self, base: torch.optim.Optimizer) -> None:
-        """Project inside every step of the base optimiser, before it moves anything."""
-
-        def before_step(optimizer, _args, _kwargs):
-            self.project(self.renormaliser.groups_in(optimizer))
-
-        base.register_step_pre_hook(before_step)
-
-    @torch.no_grad()
-    def project(self, groups: list[int]) -> None:
-        """gradient ← gradient − (gradient · row) row, for every spherical row of the groups."""
-        rows = self.renormaliser.rows
-        for group in groups:
-            if whole := rows.whole.get(group):
-                for weights, gradients in zip(whole.pieces, _gradients(whole), strict=True):
-                    gradients.sub_((gradients * weights).sum(1, keepdim=True) * weights)
-            if cut := rows.cut.get(group):
-                pieces = list(zip(cut.rows.pieces, _gradients(cut.rows), strict=True))
-                partial = torch.cat([(g * w).sum(1) for w, g in pieces]) if pieces else torch.empty(0)
-                along = cut.total(partial).split([w.shape[0] for w, _ in pieces])
-                for (weights, gradients), radial in zip(pieces, along, strict=True):
-                    gradients.sub_(radial.unsqueeze(1) * weights)
+@torch.no_grad()
+def project(rows: SphereRows, groups: list[int]) -> None:
+    """gradient ← gradient − (gradient · row) row, for every spherical row of the groups (collective over the ranks that share rows)."""
+    for group in groups:
+        if whole := rows.whole.get(group):
+            for weights, gradients in zip(whole.pieces, _gradients(whole), strict=True):
+                gradients.sub_((gradients * weights).sum(1, keepdim=True) * weights)
+        if cut := rows.cut.get(group):
+            pieces = list(zip(cut.rows.pieces, _gradients(cut.rows), strict=True))
+            along = cut.total(cut.joined([(g * w).sum(1) for w, g in pieces])).split([w.shape[0] for w, _ in pieces])
+            for (weights, gradients), radial in zip(pieces, along, strict=True):
+                gradients.sub_(radial.unsqueeze(1) * weights)
 
 
 def _gradients(rows: Rows) -> list[torch.Tensor]:

@@ -5,9 +5,9 @@ asks which of the two it is.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import deepspeed
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -21,19 +21,11 @@ from megatron_ngpt.model.pipeline import DecoderPipeline
 from megatron_ngpt.parallel.assumptions import checked_shards
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.shards import Shard, publish_masters
-from megatron_ngpt.sphere.renormalise import NormErrors, Renormaliser
-from megatron_ngpt.sphere.tangent import TangentGradients
-from megatron_ngpt.training.optimizer import GradientClipper, base_optimizer
+from megatron_ngpt.sphere.renormalise import Renormaliser
+from megatron_ngpt.training.optimizer import base_optimizer
+from megatron_ngpt.training.update import Outcome, Update
 
 Batch = tuple[torch.Tensor | tuple[torch.Tensor, torch.Tensor], torch.Tensor]  # (what the embedding reads, targets [B, T])
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one update tells: the mean loss before it, nats a token, and the gradient norm before clipping."""
-
-    loss: float
-    grad_norm: float
 
 
 class DeepSpeedTopology:
@@ -67,10 +59,6 @@ class Engine:
         )
         module = build_module(self.blueprint, engine_config)
         self.base = base_optimizer(recipe.optimizer, module)
-        self.clipper = None
-        if _zero_stage(engine_config) == 0:  # DeepSpeed then steps the fp32 parameters themselves, and reports no gradient norm
-            self.clipper = GradientClipper(module, grid, recipe.optimizer.clip)
-            self.clipper.attach(self.base)
         mpu = None if grid.pipeline.size > 1 else DeepSpeedTopology(grid)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=self.base, config=engine_config, mpu=mpu, dist_init_required=False
@@ -78,9 +66,9 @@ class Engine:
         self.loss = Loss(self.blueprint)
         self.shards: dict[str, Shard] = checked_shards(module, self.optimizer, self.base, grid.replicas)
         self.renormaliser = Renormaliser(self.shards, grid, self.optimizer, compiled=recipe.training.compile)
-        if recipe.optimizer.tangent:
-            TangentGradients(self.renormaliser).attach(self.base)
-        self.renormaliser.attach(self.base)
+        self.update = Update(
+            self.optimizer, self.base, module, grid, self.renormaliser, recipe.optimizer.clip, recipe.optimizer.tangent
+        )
 
     def initialise(self) -> None:
         """The model of step 0, on the sphere."""
@@ -92,20 +80,13 @@ class Engine:
         """Let the forward pass use the masters as they are now."""
         publish_masters(self.optimizer)
 
-    def step(self, rows: Rows, lr: float, measure: bool) -> StepResult:
-        """One update from this rank's rows of the global batch; with `measure`, norm errors are noted on the way."""
-        for group in self.base.param_groups:
-            group["lr"] = lr
-        self.renormaliser.measure = measure
+    def step(self, rows: Rows, lr: float, measure: bool) -> Outcome:
+        """One update from this rank's rows of the global batch; with `measure` norm errors are measured."""
         if self.grid.pipeline.size > 1:
-            loss = self.engine.train_batch(self._micro_batches(rows)).item()
-        else:
-            loss = self._train_plain(rows)
-        return StepResult(loss, self._grad_norm())
-
-    def take_errors(self) -> NormErrors:
-        """Norm errors of the last measured step, over all ranks (collective)."""
-        return self.renormaliser.take_errors()
+            batches = self._micro_batches(rows)
+            return self.update.run(lr, measure, lambda: self.engine.train_batch(batches), self._stage_loss)
+        losses: list[torch.Tensor] = []
+        return self.update.run(lr, measure, lambda: self._train_plain(rows, losses), lambda: torch.stack(losses).mean())
 
     def evaluate(self, rows: Rows) -> float:
         """The mean loss over a global batch, nats a token, from this rank's rows of it."""
@@ -119,14 +100,24 @@ class Engine:
         self.engine.train()
         return self._mean(losses)
 
-    def _train_plain(self, rows: Rows) -> float:
-        losses = []
+    def _train_plain(self, rows: Rows, losses: list[torch.Tensor]) -> None:
         for inputs, targets in self._micro_batches(rows):
             loss = self.loss(self.engine(inputs), targets)
+            losses.append(loss.detach())
             self.engine.backward(loss)
             self.engine.step()
-            losses.append(loss.detach())
-        return self._mean(losses)
+
+    def _on_device(self, numbers: np.ndarray) -> torch.Tensor:
+        """As int64, without waiting for what the device does: a copy from memory that is not pinned would."""
+        host = torch.from_numpy(numbers)
+        if self.device.type == "cuda":
+            host = host.pin_memory()
+        return host.to(self.device, non_blocking=True).long()
+
+    def _stage_loss(self) -> torch.Tensor | None:
+        """The last stage's mean over its micro-batches, which DeepSpeed adds up and tells after its step only."""
+        total = self.engine.total_loss
+        return None if total is None else total / self.engine.micro_batches
 
     def _mean(self, losses: list[torch.Tensor]) -> float:
         mean = torch.stack(losses).mean()
@@ -137,20 +128,14 @@ class Engine:
 
     def _micro_batches(self, rows: Rows) -> Iterator[Batch]:
         size = self.recipe.training.micro_batch
-        tokens = torch.from_numpy(rows.tokens).to(self.device, torch.int64)
-        documents = torch.from_numpy(rows.documents).to(self.device, torch.int64) if self.blueprint.mask_documents else None
+        tokens = self._on_device(rows.tokens)
+        documents = self._on_device(rows.documents) if self.blueprint.mask_documents else None
         for first in range(0, tokens.shape[0], size):
             part = slice(first, first + size)
             inputs = tokens[part, :-1].contiguous()
             if documents is not None:
                 inputs = (inputs, documents[part, :-1].contiguous())
             yield inputs, tokens[part, 1:].contiguous()
-
-    def _grad_norm(self) -> float:
-        if self.clipper:
-            return self.clipper.norm
-        norm = self.engine.get_global_grad_norm()
-        return norm.item() if isinstance(norm, torch.Tensor) else float(norm)
 
 
 def _zero_stage(engine_config: dict) -> int:

@@ -20,12 +20,13 @@ from megatron_ngpt.errors import DataError, RankError, TrainingError
 from megatron_ngpt.monitor.monitor import Monitor
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.parallel.together import on_first_rank
-from megatron_ngpt.training.engine import Engine, StepResult
+from megatron_ngpt.training.engine import Engine
 from megatron_ngpt.training.preflight import Ready, space_warnings, summary
 from megatron_ngpt.training.record import code_version, state_of
 from megatron_ngpt.training.resume import Beginning
 from megatron_ngpt.training.schedule import learning_rate
 from megatron_ngpt.training.stop import StopRequest
+from megatron_ngpt.training.update import Outcome, StepResult, read
 
 
 class Trainer:
@@ -35,7 +36,7 @@ class Trainer:
         self.recipe, self.vocabulary = ready.recipe, ready.vocabulary
         self.output = Path(self.recipe.training.output)
         self.grid = make_grid(**given_sizes(self.recipe.parallel))
-        self.stop = StopRequest(device)
+        self.stop = StopRequest()
         self.train_data = training_batches(self.recipe)
         self.valid_data = validation_batches(self.recipe) if self.recipe.training.eval_every else {}
         self.store = CheckpointStore(self.output, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every)
@@ -43,6 +44,7 @@ class Trainer:
         config = engine_config(self.recipe, ready.deepspeed, self.grid.readers.size)
         self.engine = Engine(self.recipe, self.vocabulary, config, self.grid, device)
         self.step = beginning.fill(self.engine)
+        self.unread: list[Outcome] = []  # of the updates that nobody has looked at yet
         if self.step < self.recipe.training.steps:
             on_first_rank(self._settle, f"{self.output} could not be written")
         if self.recipe.checkpoint.every:
@@ -55,7 +57,7 @@ class Trainer:
         """Train to the last step, or until asked to stop.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: an update was vetoed, since its loss or gradient norm is not finite.
             CheckpointError: the last checkpoint could not be written; a failure of one before it is a warning.
         """
         try:
@@ -74,16 +76,16 @@ class Trainer:
             self.step += 1
             logs = self.step % training.log_every == 0 or self.step == training.steps
             lr = learning_rate(self.recipe.schedule, self.recipe.optimizer, training.steps, self.step)
-            result = self.engine.step(self._rows(self.train_data, self.step), lr, measure=logs)
-            self._check_finite(result)
+            self.unread.append(self.engine.step(self._rows(self.train_data, self.step), lr, measure=logs))
             if logs:
-                self._log(result, lr, clock.lap(self.step))
+                self._log(self._look(), lr, clock.lap(self.step))
             last = self.step == training.steps
             if training.eval_every and (self.step % training.eval_every == 0 or last):
                 self._evaluate()
                 clock.restart(self.step)
             stops = self.stop.agreed()
             if last or stops or (self.recipe.checkpoint.every and self.step % self.recipe.checkpoint.every == 0):
+                self._look()
                 self._save()
                 clock.restart(self.step)
             self._tell(self.store.finished())
@@ -102,19 +104,28 @@ class Trainer:
         except DataError as error:
             raise RankError(f"step {step}: {error}") from error
 
-    def _check_finite(self, result: StepResult) -> None:
-        for name, value in (("loss", result.loss), ("gradient norm", result.grad_norm)):
-            if not math.isfinite(value):
+    def _look(self) -> StepResult | None:
+        """What the newest update learnt, where nobody has looked since: the one time that a step waits for the device.
+
+        Raises:
+            TrainingError: this update, or one that nobody has looked at yet, was vetoed.
+        """
+        results = read(self.unread) if self.unread else []
+        self.unread.clear()
+        for step, result in enumerate(results, self.step - len(results) + 1):
+            if result.vetoed:
                 self._tell(self.store.wait())
+                name, value = ("gradient norm", result.grad_norm) if math.isfinite(result.loss) else ("loss", result.loss)
                 raise TrainingError(
-                    f"step {self.step}: {name} is {value}; stopped, {self._last_good()}. A lower optimizer.lr or optimizer.clip may help"
+                    f"step {step}: {name} is {value}, no weight was moved; stopped, {self._last_good()}. "
+                    "A lower optimizer.lr or optimizer.clip may help"
                 )
+        return results[-1] if results else None
 
     def _log(self, result: StepResult, lr: float, step_seconds: float) -> None:
         batch_tokens = self.recipe.training.global_batch * self.recipe.model.context
         per_second = batch_tokens / step_seconds
         flops = flops_per_token(self.recipe.model, self.vocabulary) * per_second / self.grid.world.size
-        errors = self.engine.take_errors()
         self.monitor.training(
             step=self.step,
             tokens=self.step * batch_tokens,
@@ -124,7 +135,7 @@ class Trainer:
             step_seconds=step_seconds,
             tokens_per_second=per_second,
             tflops_per_second=flops / 1e12,
-            max_norm_error=errors.after if self.recipe.model.arch == "ngpt" else None,
+            max_norm_error=result.norm_errors.after if self.recipe.model.arch == "ngpt" else None,
         )
 
     def _evaluate(self) -> None:

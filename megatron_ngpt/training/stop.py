@@ -9,9 +9,9 @@ import torch.distributed as dist
 class StopRequest:
     """SIGTERM (schedulers, `kill`) and SIGINT (Ctrl-C) ask for a stop after the current step; a second SIGINT is not waited for."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self):
         self._asked = False
-        self._device = device
+        self._group = dist.new_group(backend="gloo")  # hosts among themselves: no device is waited for
         signal.signal(signal.SIGTERM, self._remember)
         signal.signal(signal.SIGINT, self._remember)
 
@@ -22,6 +22,6 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop (collective over the world: the same answer, at the same step, on every rank)."""
-        asked = torch.tensor(float(self._asked), device=self._device)
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        return bool(asked.item())
+        asked = torch.tensor(float(self._asked))
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(asked)

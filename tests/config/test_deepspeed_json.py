@@ -49,7 +49,9 @@ def test_deepspeed_takes_every_shipped_file_with_the_recipes_values():
         assert config.zero_config.stage == choice.zero_stage and config.bfloat16_config.enabled == choice.bf16
         assert config.gradient_accumulation_steps == 12 and config.train_batch_size == 24
         assert config.zero_allow_untested_optimizer is True and config.zero_force_ds_cpu_optimizer is False
-        assert config.grad_accum_dtype == "fp32" and config.gradient_clipping == (0.5 if choice.zero_stage else 0)
+        assert config.grad_accum_dtype == "fp32" and config.gradient_clipping == 0
+        assert not config.bfloat16_config.enabled or not config.bfloat16_config.check_grad_overflow
+        assert not config.timers_config.enabled
         assert config.pipeline["pipe_partitioned"] is False and config.pipeline["grad_partitioned"] is False
         assert not config.float16_config.enabled and config.steps_per_print > 10**9 and not config.wall_clock_breakdown
 

@@ -141,7 +141,7 @@ def peaks_of(json: str) -> SimpleNamespace:
     def train_a_step() -> float:
         engine = Engine(chosen, ENTRIES, config, grid, torch.device("cpu"))
         engine.initialise()
-        return engine.step(rows, 1e-3, measure=True).loss
+        return engine.step(rows, 1e-3, measure=True).read().loss
 
     model, module = peak_bytes(lambda: build_module(Blueprint(MODEL, ENTRIES, grid), config))
     held = sum(getattr(parameter, "ds_tensor", parameter).numel() for parameter in module.parameters())

@@ -3,15 +3,14 @@
 import re
 
 import pytest
-import torch
 
-from megatron_ngpt.parallel.grid import RankGrid, make_grid
+from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.sphere.renormalise import Renormaliser
 from megatron_ngpt.sphere.rows import CutRows
-from megatron_ngpt.sphere.tangent import TangentGradients
+from megatron_ngpt.sphere.tangent import project
 from tests.on_ranks import RankFailure, on_ranks
 from tests.sphere.cases import BOTH, CASES, HIDDEN, WHOLE, ZERO, Case
-from tests.sphere.cut_weights import HeldWeights, Matrix
+from tests.sphere.cut_weights import HeldWeights
 
 CHOSEN = [*WHOLE, "a row on two ranks", "a row on three ranks", "a rank that holds nothing", "scattered 1", "scattered 2",
           *HIDDEN, *BOTH]  # fmt: skip
@@ -25,7 +24,7 @@ def project_case(case: Case, without_reduction: bool = False) -> None:
     weights.set_gradients(seed=1)
     if without_reduction:
         CutRows._reduce = lambda self, vector, axis: vector
-    TangentGradients(renormaliser).project(renormaliser.rows.groups)
+    project(renormaliser.rows, renormaliser.rows.groups)
     for matrix in case.matrices:
         found, padding = weights.whole(matrix, [buffer.grad for buffer in weights.buffers])
         gradient, rows = matrix.values(1).double(), matrix.values(0).double()
@@ -59,20 +58,3 @@ def test_without_the_reduction_the_same_check_fails(case):
     with pytest.raises(RankFailure, match="left along a row") as failure:
         on_ranks(case.ranks, project_case, case, True)
     assert max(map(float, re.findall(r"left along a row: (\d\S*)", str(failure.value)))) > 1e-3
-
-
-def test_attached_the_step_uses_the_projected_gradient_and_ends_on_the_sphere():
-    matrix = WHOLE["whole rows"].matrices[0]
-    weights = HeldWeights([matrix, Matrix("scale", 1, 12, spherical=False)], RankGrid())
-    renormaliser = Renormaliser(weights.shards, RankGrid())
-    renormaliser.renormalise()
-    weights.set_gradients(seed=1)
-    base = torch.optim.SGD(weights.buffers, lr=0.5)
-    TangentGradients(renormaliser).attach(base)
-    renormaliser.attach(base)
-    base.step()
-    rows, gradient = matrix.values(0).double(), matrix.values(1).double()
-    rows /= rows.norm(dim=1, keepdim=True)
-    moved = rows - 0.5 * (gradient - (gradient * rows).sum(1, keepdim=True) * rows)
-    found = weights.shards["w"].master.view(7, 12)
-    assert (found - moved / moved.norm(dim=1, keepdim=True)).abs().max() < 1e-6

@@ -1,0 +1,155 @@
+"""One update: what happens between the gradients and the weights, and in which order.
+
+1. norm: of all gradients, each number once, before anything moves (`parallel/norms.py`);
+2. verdict: loss and norm of all ranks travel in one reduction, and every rank comes to the same verdict;
+3. clip: gradients shrink to `optimizer.clip`;
+4. tangent: with `optimizer.tangent` they lose their part along each spherical row;
+5. optimiser: the base optimiser moves the masters;
+6. renormalisation: spherical rows return to length 1;
+7. publication: DeepSpeed copies and gathers the masters for the forward pass.
+
+ZeRO goes through 3 to 6 once for every flat partition, the others once. A vetoed update goes through all of them too and moves nothing:
+torch's fused optimisers leave weights, moments and step counts as they are where `found_inf` says so, and the renormalisation divides by
+1. So nobody on the host has to know the verdict, and DeepSpeed is in the state it is in after every step, its gradients spent.
+
+What an update learns stays on the device until it is read (`read`): that is the one time the host waits for the device.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from megatron_ngpt.parallel.grid import RankGrid
+from megatron_ngpt.parallel.norms import before_weights_move
+from megatron_ngpt.parallel.regions import reduce_vector
+from megatron_ngpt.sphere.renormalise import NormErrors, Renormaliser
+from megatron_ngpt.sphere.tangent import project
+
+Verdict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def not_finite(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    """The verdict that vetoes (a true scalar): the loss or the gradient norm is infinite or NaN."""
+    return ~(torch.isfinite(loss) & torch.isfinite(norm))
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one update learnt.
+
+    Attributes:
+        loss: the mean over the global batch before the update, nats a token.
+        grad_norm: before clipping.
+        vetoed: nothing was moved.
+        norm_errors: of the spherical rows over all ranks, where they were measured.
+    """
+
+    loss: float
+    grad_norm: float
+    vetoed: bool
+    norm_errors: NormErrors | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A `StepResult` that is still on the device: fp32 [5], the errors NaN where they were not measured."""
+
+    numbers: torch.Tensor
+
+    def read(self) -> StepResult:
+        """The numbers here; waits for the device."""
+        return read([self])[0]
+
+
+def read(outcomes: Sequence[Outcome]) -> list[StepResult]:
+    """The numbers of several updates; waits for the device once."""
+    found = []
+    for loss, norm, vetoed, before, after in torch.stack([outcome.numbers for outcome in outcomes]).tolist():
+        found.append(StepResult(loss, norm, bool(vetoed), None if math.isnan(after) else NormErrors(before, after)))
+    return found
+
+
+class Update:
+    """Makes updates with `base` under the `optimizer` that DeepSpeed made of it.
+
+    Args:
+        module: the model, whose parameters' `model_parallel` says which gradients this rank counts.
+        clip: the largest gradient norm, 0 for any.
+        tangent: project gradients on the sphere's tangent space.
+        verdict: from the loss and the norm of all ranks (fp32 scalars), whether nothing may move.
+
+    Raises:
+        ConfigError: DeepSpeed's optimiser is of a kind whose norm can't be had.
+    """
+
+    def __init__(
+        self, optimizer, base: torch.optim.Optimizer, module: nn.Module, grid: RankGrid, renormaliser: Renormaliser, clip: float,
+        tangent: bool, verdict: Verdict = not_finite,
+    ):  # fmt: skip
+        if not getattr(base, "_step_supports_amp_scaling", False):
+            raise TypeError(f"{type(base).__name__} has no `found_inf`, by which an update is vetoed: use a fused optimiser of torch's")
+        self.base, self.grid, self.renormaliser = base, grid, renormaliser
+        self.clip, self.tangent, self.verdict = clip, tangent, verdict
+        before_weights_move(optimizer, base, list(module.parameters()), grid, self._judge)
+        base.register_step_pre_hook(self._before)
+        base.register_step_post_hook(self._after)
+
+    def run(self, lr: float, measure: bool, gradients: Callable[[], None], loss: Callable[[], torch.Tensor | None]) -> Outcome:
+        """One update.
+
+        Args:
+            measure: norm errors too.
+            gradients: forward and backward passes, at whose end DeepSpeed steps.
+            loss: then, the mean loss over this rank's rows, an fp32 scalar; None on stages that don't know it.
+        """
+        for group in self.base.param_groups:
+            group["lr"] = lr
+        self._measure, self._loss, self._errors = measure, loss, []
+        gradients()
+        return Outcome(torch.cat([self._numbers, self._norm_errors()]))
+
+    @torch.no_grad()
+    def _judge(self, squared_norm: torch.Tensor) -> None:
+        """Norm and verdict, from this rank's share of the squared norm."""
+        loss = self._loss()
+        knowing = self.grid.replicas.size * self.grid.tensor.size  # ranks that know a loss; tensor ranks know the same one
+        loss = squared_norm.new_zeros(()) if loss is None else loss.to(squared_norm.dtype) / knowing
+        shares = torch.stack([loss, squared_norm])
+        if self.grid.world.size > 1:
+            dist.all_reduce(shares, group=self.grid.world.group)
+        loss, norm = shares[0], shares[1].sqrt()
+        vetoed = self.verdict(loss, norm)
+        self._numbers = torch.stack([loss, norm, vetoed.to(loss.dtype)])
+        shrink = (self.clip / (norm + 1e-6)).clamp(max=1.0) if self.clip else torch.ones_like(norm)
+        self._shrink = torch.where(vetoed, 1.0, shrink)  # what is not finite may not spread to where DeepSpeed keeps zeros
+        self._vetoed = vetoed
+        self.base.found_inf = vetoed.float()
+
+    @torch.no_grad()
+    def _before(self, base: torch.optim.Optimizer, _args, _kwargs) -> None:
+        """Clip and tangent, of the gradients that `base` is about to use."""
+        gradients = [p.grad for group in base.param_groups for p in group["params"] if p.grad is not None]
+        if gradients and gradients[0].device != self._vetoed.device:  # offloaded: host and device wait for each other all the time
+            self._shrink, self._vetoed, base.found_inf = (x.to(gradients[0].device) for x in (self._shrink, self._vetoed, base.found_inf))
+        if self.clip and gradients:
+            torch._foreach_mul_(gradients, self._shrink)
+        if self.tangent:
+            project(self.renormaliser.rows, self.renormaliser.groups_in(base))
+
+    def _after(self, base: torch.optim.Optimizer, _args, _kwargs) -> None:
+        """Renormalisation, of what `base` has moved."""
+        errors = self.renormaliser.renormalise(self.renormaliser.groups_in(base), self._measure, keep=self._vetoed)
+        if errors is not None:
+            self._errors.append(errors)
+
+    def _norm_errors(self) -> torch.Tensor:
+        """Before and after rescaling, over all ranks (collective where they were measured); NaN where they were not."""
+        if not self._measure:
+            return self._numbers.new_full((2,), torch.nan)
+        none = self._numbers.new_zeros(2)
+        worst = torch.stack([none, *(errors.to(none.device) for errors in self._errors)]).amax(0)
+        return reduce_vector(worst, self.grid.world, dist.ReduceOp.MAX) if self.grid.world.size > 1 else worst
