@@ -95,17 +95,34 @@ def merge(
 @app.command("split")
 def split(
     input: Annotated[str, typer.Option("--input", metavar="PREFIX", help="a dataset", show_default=False)],
-    output: Annotated[str, typer.Option("--output", metavar="PREFIX", help="to write PREFIX-train, -valid, -test",
-                                        show_default=False)],
-    valid: Annotated[float, typer.Option("--valid", callback=finite, help="share of the documents for validation")] = 0.01,
-    test: Annotated[float, typer.Option("--test", callback=finite, help="share of the documents for testing")] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=LARGEST_SEED, help="chooses the documents")] = 0,
+    output: Annotated[str, typer.Option("--output", metavar="PREFIX", show_default=False,
+                                        help="to write PREFIX-train, -valid, -test, or PREFIX-0-1024 and so on")],
+    valid: Annotated[float | None, typer.Option("--valid", callback=finite, show_default="0.01",
+                                                help="share of the documents for validation")] = None,
+    test: Annotated[float | None, typer.Option("--test", callback=finite, show_default="0",
+                                               help="share of the documents for testing")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, max=LARGEST_SEED, show_default="0", help="chooses the documents")] = None,
+    lengths: Annotated[str | None, typer.Option("--lengths", metavar="N,N,...", show_default=False,
+                                                help="part by length in tokens at these instead, such as 1024,4096,16384")] = None,
 ) -> None:
-    """Part a dataset by document into train, valid and test, each in its order."""
+    """Part a dataset by document, each part in its order: into train, valid and test at random, or by length."""
+    from data_tools.split import length_ranges, parse_lengths, split_by_length
     from data_tools.split import split as run
 
-    for part, meta in run(input, output, valid, test, seed).items():
-        typer.echo(f"{output}-{part}: {meta['documents']:,} documents, {meta['tokens']:,} tokens")
+    if lengths is None:
+        metas = run(input, output, 0.01 if valid is None else valid, test or 0.0, seed or 0)
+    else:
+        for option, value in (("--valid", valid), ("--test", test), ("--seed", seed)):
+            if value is not None:
+                raise ConfigError(f"{option} {value}: --lengths parts by length, not at random; split in two steps, or leave {option} out")
+        metas = dict.fromkeys(length_ranges(parse_lengths(lengths))) | split_by_length(input, output, parse_lengths(lengths))
+    total = sum(meta["tokens"] for meta in metas.values() if meta)
+    for part, meta in metas.items():
+        if meta is None:
+            typer.echo(f"{output}-{part}: 0 documents, not written")
+        else:
+            share = meta["tokens"] / max(total, 1)
+            typer.echo(f"{output}-{part}: {meta['documents']:,} documents, {meta['tokens']:,} tokens ({share:.1%})")
 
 
 @app.command("inspect")

@@ -1,10 +1,12 @@
-"""`split`: one dataset to train, valid and test datasets, by document."""
+"""`split`: one dataset to several, by document: at random to train, valid and test, or by the documents' lengths."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import numpy as np
 
 from data_tools.merge import TOKENIZER_KEYS, document_blocks, take_documents
+from megatron_ngpt.arguments import LARGEST_COUNT
 from megatron_ngpt.data.indexed import IndexedDataset, pair_paths, read_meta
 from megatron_ngpt.data.order import Permutation
 from megatron_ngpt.data.writer import IndexedWriter
@@ -12,6 +14,8 @@ from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.monitor.progress import byte_progress
 
 PARTS = ("train", "valid", "test")
+MOST_LENGTHS = 64
+PartOf = Callable[[np.ndarray, np.ndarray], np.ndarray]  # documents' numbers and lengths to their parts' numbers, [documents] each
 
 
 def part_sizes(documents: int, valid: float, test: float) -> dict[str, int]:
@@ -35,28 +39,57 @@ def part_of(numbers: np.ndarray, documents: int, sizes: dict[str, int], seed: in
     return np.searchsorted(edges, Permutation(documents, "split", seed)(numbers), side="right")
 
 
+def parse_lengths(text: str) -> list[int]:
+    """`--lengths` as typed: rising lengths in tokens. Raises ConfigError for anything else."""
+    words = text.split(",")
+    lengths = [int(word) for word in words if word.strip().isdecimal() and int(word) <= LARGEST_COUNT]
+    if len(lengths) != len(words) or lengths[0] < 1 or sorted(set(lengths)) != lengths or len(lengths) > MOST_LENGTHS:
+        raise ConfigError(f"--lengths {text}: give lengths in tokens, each above the one before it, at most {MOST_LENGTHS}, "
+                          "such as 1024,4096,16384")
+    return lengths
+
+
+def length_ranges(lengths: list[int]) -> list[str]:
+    """The names of the parts between the lengths: of 1024 and 4096, `0-1024`, `1024-4096` and `4096-up`; the upper end is left out."""
+    return [f"{low}-{high}" for low, high in zip([0, *lengths], [*lengths, "up"], strict=True)]
+
+
 def split(prefix: str, output: str, valid: float, test: float, seed: int) -> dict[str, dict]:
     """Write `OUTPUT-train`, `OUTPUT-valid`, `OUTPUT-test` for those with a share, in order; return their metas."""
     dataset = IndexedDataset(prefix)
     sizes = part_sizes(dataset.documents, valid, test)
-    for part in sizes:
+    return _write_parts(dataset, output, list(sizes), lambda numbers, _: part_of(numbers, dataset.documents, sizes, seed))
+
+
+def split_by_length(prefix: str, output: str, lengths: list[int]) -> dict[str, dict]:
+    """Write `OUTPUT-LOW-HIGH` for each range of lengths in tokens (`length_ranges`), in order; return the metas.
+
+    A range without documents is not written, and has no meta.
+    """
+    edges = np.array(lengths)
+    return _write_parts(IndexedDataset(prefix), output, length_ranges(lengths), lambda _, own: np.searchsorted(edges, own, side="right"))
+
+
+def _write_parts(dataset: IndexedDataset, output: str, parts: list[str], choose: PartOf) -> dict[str, dict]:
+    """The parts that have documents, as datasets, and their metas. Raises ConfigError if one of the names is taken."""
+    for part in parts:
         if pair_paths(f"{output}-{part}")[1].exists():
             raise ConfigError(f"--output {output}: {output}-{part}.idx exists; choose another prefix, or remove it first")
-    meta = read_meta(prefix) or {}
+    meta = read_meta(dataset.prefix) or {}
     meta = {key: meta[key] for key in TOKENIZER_KEYS if key in meta}
     with ExitStack() as opened:
-        writers = [IndexedWriter(f"{output}-{part}.splitting", dataset.dtype) for part in sizes]
-        for writer in writers:
+        writers = {part: IndexedWriter(f"{output}-{part}.splitting", dataset.dtype) for part in parts}
+        for writer in writers.values():
             opened.callback(writer.discard)
-        _deal_out(dataset, writers, sizes, seed)
-        return {part: writer.finish(f"{output}-{part}", meta) for part, writer in zip(sizes, writers, strict=True)}
+        _deal_out(dataset, list(writers.values()), choose)
+        return {part: writer.finish(f"{output}-{part}", meta) for part, writer in writers.items() if writer.documents}
 
 
-def _deal_out(dataset: IndexedDataset, writers: list[IndexedWriter], sizes: dict[str, int], seed: int) -> None:
+def _deal_out(dataset: IndexedDataset, writers: list[IndexedWriter], choose: PartOf) -> None:
     with byte_progress() as bar:
         task = bar.add_task("split", total=dataset.tape.nbytes)
         for first, tokens, lengths in document_blocks(dataset):
-            parts = part_of(np.arange(first, first + len(lengths)), dataset.documents, sizes, seed)
+            parts = choose(np.arange(first, first + len(lengths)), lengths)
             for number, writer in enumerate(writers):
                 chosen = np.flatnonzero(parts == number)
                 if len(chosen):

@@ -32,16 +32,20 @@ def run_all(folder, given) -> str:
 
 
 def test_from_compressed_files_to_a_batch(checkout):
-    *preparing, training = commands()
+    *preparing, training, by_length = commands()
     assert len(preparing) == 4 and training == "python launch/pretrain.py data/first.yaml\n"
     out = run_all(checkout, preparing)
     assert "1000 entries" in out and "6 documents" in out and "are right" in out and "--- row 7: data/text" in out
     assert np.load(checkout / "data" / "step1.npy").shape == (8, 129)
     assert (checkout / "data" / "lengths.png").exists()
+    out = run_all(checkout, [by_length])
+    assert [line.split(":")[0] for line in out.splitlines()[:3]] == [f"data/text-{part}" for part in ("0-1024", "1024-4096", "4096-up")]
+    rows = [line for line in out.splitlines() if line.startswith("--- row")]
+    assert len(rows) == 8 and sum("data/text-4096-up" in row for row in rows) in (4, 5), out
 
 
 @pytest.mark.heavy
 def test_to_a_first_training_step(checkout):
-    run_all(checkout, commands())
+    run_all(checkout, commands()[:5])
     lines = [json.loads(line) for line in (checkout / "data" / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]

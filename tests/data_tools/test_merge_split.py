@@ -9,7 +9,7 @@ from test_preprocess import documents_of, json_lines
 
 from data_tools import merge as merging
 from data_tools.merge import merge
-from data_tools.split import part_sizes, split
+from data_tools.split import parse_lengths, part_sizes, split, split_by_length
 from megatron_ngpt.data.indexed import IndexedDataset, read_meta
 from megatron_ngpt.errors import ConfigError
 
@@ -81,6 +81,30 @@ def test_split_follows_its_seed(tmp_path):
     assert documents_of(tmp_path / "s0-valid") != documents_of(tmp_path / "s1-valid")
 
 
+@settings(deadline=None, max_examples=30)
+@given(sizes=st.lists(st.integers(1, 12), min_size=1, max_size=30),
+       lengths=st.lists(st.integers(1, 12), min_size=1, unique=True).map(sorted))
+def test_split_by_length_is_a_partition_in_order(tmp_path_factory, sizes, lengths):
+    folder = tmp_path_factory.mktemp("lengths")
+    documents = [[100 + number] * size for number, size in enumerate(sizes)]
+    metas = split_by_length(write_dataset(folder / "d", documents, tokenizer_sha256="a" * 64), str(folder / "out"), lengths)
+    written = {path.stem.removeprefix("out-") for path in folder.glob("out-*.idx")}
+    assert written == set(metas) and {path.suffix for path in folder.iterdir()} == {".bin", ".idx", ".json"}
+    wanted = {}
+    for document in documents:
+        low = max([0, *(length for length in lengths if length <= len(document))])
+        high = min([length for length in lengths if length > len(document)], default="up")
+        wanted.setdefault(f"{low}-{high}", []).append(document)
+    assert {part: documents_of(folder / f"out-{part}") for part in metas} == wanted
+    assert all(meta["tokenizer_sha256"] == "a" * 64 for meta in metas.values())
+
+
+@pytest.mark.parametrize("lengths", ["", "1024,", "4096,1024", "8,8", "0,8", "-1", "1e3", "8;9", ",".join(map(str, range(1, 66)))])
+def test_lengths_that_are_none(lengths):
+    with pytest.raises(ConfigError, match=r"--lengths .*: give lengths in tokens"):
+        parse_lengths(lengths)
+
+
 @pytest.mark.parametrize("valid, test, message", [
     (0.0, 0.0, "above 0"), (0.6, 0.4, "below 1"), (1.5, 0.0, "--valid 1.5"), (0.0, -0.1, "--test -0.1"),
     (0.9, 0.05, "too few"),
@@ -105,9 +129,22 @@ def test_commands(tmp_path, tokenizer_path, run):
         (("merge", "--input", tmp_path / "none", "--output", tmp_path / "c"), "none.idx: no such file"),
         (("merge", "--input", f"{tmp_path}/none*", "--output", tmp_path / "c"), "matches no .idx"),
         (("split", "--input", tmp_path / "a", "--output", tmp_path / "ab"), "ab-train.idx exists"),
+        (("split", "--input", tmp_path / "a", "--output", tmp_path / "ab", "--lengths", "4,2"), "--lengths 4,2: give"),
+        (("split", "--input", tmp_path / "a", "--output", tmp_path / "ab", "--lengths", "4", "--seed", 0), "--seed 0: --lengths parts"),
     ):
         outcome = run(*arguments)
         assert outcome.code == 2 and message in outcome.err and "Traceback" not in outcome.err
+
+
+def test_command_by_length(tmp_path, run):
+    prefix = write_dataset(tmp_path / "d", [[1] * size for size in (3, 8, 5, 30)])
+    arguments = ("split", "--input", prefix, "--output", tmp_path / "d", "--lengths", "8,16,24")
+    assert [line.split(": ")[1] for line in run(*arguments).out.splitlines()] == [
+        "2 documents, 8 tokens (17.4%)", "1 documents, 8 tokens (17.4%)", "0 documents, not written", "1 documents, 30 tokens (65.2%)",
+    ]
+    again = run(*arguments)
+    assert again.code == 2 and "d-0-8.idx exists" in again.err
+    assert run("verify", tmp_path / "d-*").out.count("are right") == 3
 
 
 def test_datasets_of_different_tokenizers_do_not_merge(tmp_path):
