@@ -3,6 +3,7 @@
 import multiprocessing
 import multiprocessing.connection
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,8 @@ from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import NgptError
 
 WAITING_PER_WORKER = 3
+COSTLY_CHARACTERS = 1 << 23
+WHOLE_COST = 30          # bytes a character that SentencePiece takes
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Encoder:
             documents = read_documents(chunk, self._text_key, self._split_on)
             result.lines.append(documents.lines)
             result.malformed.append(documents.malformed)
+            self._tell_costs(documents.texts)
             encoded = self._tokenizer.encode_ended(documents.texts)
             kept = [tokens for tokens in encoded if len(tokens) > 1]
             result.empty += len(encoded) - len(kept)
@@ -59,6 +63,13 @@ class Encoder:
             result.tokens = np.concatenate(ended, dtype=self._dtype, casting="unsafe")
             result.lengths = np.fromiter(map(len, ended), np.int32, len(ended))
         return result
+
+
+    def _tell_costs(self, texts: list[str]) -> None:
+        for text in texts:
+            if len(text) >= COSTLY_CHARACTERS and self._tokenizer.whole(text):
+                print(f"a document of {len(text):,} characters is encoded whole, as this tokenizer's exact tokens need; that takes "
+                      f"about {len(text) * WHOLE_COST / 1e9:.1f} GB of memory", file=sys.stderr, flush=True)
 
 
 def _utf8_size(text: str) -> int:

@@ -13,6 +13,9 @@ from megatron_ngpt.model.blocks import Block
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.model.rotary import Rotation, rotation_table
 
+GROWTH = 1.5  # of the memory, where more tokens come than there is room for
+LEAST_CAPACITY = 256
+
 
 class LayerPast:
     """One layer's keys and values, [B, G, capacity, K] each."""
@@ -36,25 +39,28 @@ class LayerPast:
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
         return out.view(rows, heads, tokens, size).transpose(1, 2)
 
+    def grow(self, capacity: int) -> None:
+        """Make room for `capacity` tokens. Zeros, as what is masked still counts 0 times in a sum, which must not be 0 times a NaN."""
+        self.keys, self.values = (F.pad(kept, (0, 0, 0, capacity - kept.shape[2])) for kept in (self.keys, self.values))
+
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order."""
         self.keys, self.values = self.keys[rows], self.values[rows]
 
 
 class KeyValueCache:
-    """What this rank's layers keep of a batch: memory for `capacity` tokens a row, taken once.
+    """What this rank's layers keep of a batch: memory that grows with its tokens, up to `most` a row.
 
     Attributes:
         lengths: tokens that each row has, int64 [B], on the CPU.
         layers: the past of each block of the module, in order.
     """
 
-    def __init__(self, module: Decoder, rows: int, capacity: int):
-        model, self.device = module.blueprint.model, next(module.parameters()).device
+    def __init__(self, module: Decoder, rows: int, most: int):
+        self._model, self.device = module.blueprint.model, next(module.parameters()).device
         self.lengths = torch.zeros(rows, dtype=torch.int64)
-        self._table = rotation_table(capacity, model.head_size, model.rope_base, self.device)
-        shape = (rows, model.groups // module.blueprint.grid.tensor.size, capacity, model.head_size)
-        # Zeros, as what is masked still counts 0 times in a sum, which must not be 0 times a NaN.
+        self.capacity, self._most = 0, most
+        shape = (rows, self._model.groups // module.blueprint.grid.tensor.size, 0, self._model.head_size)
         self.layers = [
             LayerPast(self, torch.zeros(shape, device=self.device), torch.zeros(shape, device=self.device))
             for layer in module.layers
@@ -66,6 +72,8 @@ class KeyValueCache:
         positions_BT = self.lengths.unsqueeze(1) + torch.arange(tokens)
         self.fresh = not self.lengths.any()
         self.end = int(self.lengths.max()) + tokens
+        if self.end > self.capacity:
+            self._grow()
         self.rows_B1 = torch.arange(len(self.lengths), device=self.device).unsqueeze(1)
         self.positions_BT = positions_BT.to(self.device)
         even = bool((self.lengths == self.lengths[0]).all())
@@ -74,6 +82,13 @@ class KeyValueCache:
             self.mask = (torch.arange(self.end, device=self.device) <= self.positions_BT.unsqueeze(-1)).unsqueeze(1)
         cos, sin = self._table
         return cos[self.positions_BT], sin[self.positions_BT]
+
+    def _grow(self) -> None:
+        wanted = max(self.end, LEAST_CAPACITY, int(self.capacity * GROWTH))
+        self.capacity = max(self.end, min(wanted, self._most))
+        self._table = rotation_table(self.capacity, self._model.head_size, self._model.rope_base, self.device)
+        for layer in self.layers:
+            layer.grow(self.capacity)
 
     def settle(self, counts: torch.Tensor) -> None:
         """Count the first `counts` (int64 [B] on the CPU) of each row's newest tokens as its own; the others were padding."""

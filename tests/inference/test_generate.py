@@ -71,6 +71,21 @@ def test_greedy_with_a_cache_far_beyond_the_context(world):
         assert tokens + written(load_model(world.run), world, [tokens], 40)[0] == greedy(world.module, tokens, 40)
 
 
+def test_the_cache_grows_with_what_is_written(world, monkeypatch):
+    module, tokens = load_model(world.run).module, [5, 6, 7]
+    cache = KeyValueCache(module, 2, 10**15)
+    cache.extend(3)
+    assert cache.capacity == 256 and cache.layers[0].keys.shape[2] == 256
+    monkeypatch.setattr("megatron_ngpt.inference.cache.LEAST_CAPACITY", 1)
+    monkeypatch.setattr("megatron_ngpt.inference.cache.GROWTH", 1.2)
+    seen, grow = [], KeyValueCache._grow
+    monkeypatch.setattr(KeyValueCache, "_grow", lambda cache: grow(cache) or seen.append(cache.capacity))
+    given = [tokens, [(7 * i) % world.tokenizer.size for i in range(30)]]
+    new = written(load_model(world.run), world, given, 40)
+    assert [row + tokens for row, tokens in zip(given, new, strict=True)] == [greedy(world.module, row, 40) for row in given]
+    assert len(seen) > 4 and seen == sorted(set(seen)) and seen[-1] == 70
+
+
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, 1.0, seed=3), Sampling(1.5, 0.8, seed=4)], ids=["greedy", "drawn", "top p"])
 def test_each_row_of_a_batch_is_what_it_is_alone(world, sampling):
     loaded = load_model(world.run)
