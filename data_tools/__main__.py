@@ -27,6 +27,7 @@ TextKey = Annotated[str, typer.Option("--text_key", help="key or column that hol
 SplitOn = Annotated[str | None, typer.Option("--split_on", help=r"separator between the documents of plain text (\n, \t, \\ "
                                              "are understood); without it a file is a document")]
 Output = Annotated[str, typer.Option("--output", metavar="PREFIX", help="dataset to write", show_default=False)]
+SkipMalformed = Annotated[bool, typer.Option("--skip_malformed", help="leave malformed lines out, count them")]
 ShuffleSeed = Annotated[int | None, typer.Option("--shuffle_seed", min=0, max=LARGEST_SEED, help="shuffle the documents by this seed")]
 
 
@@ -40,16 +41,22 @@ def train_tokenizer(
     format: Format = None,
     text_key: TextKey = "text",
     split_on: SplitOn = None,
+    skip_malformed: SkipMalformed = False,
     sample_bytes: Annotated[int, typer.Option("--sample_bytes", min=1, max=LARGEST_SAMPLE,
                                                    help="text to train on, spread over the input")] = 50_000_000,
 ) -> None:
-    """Train a SentencePiece tokenizer that keeps newlines and runs of spaces and spells any text (byte fallback)."""
+    """Train a SentencePiece tokenizer that keeps newlines and runs of spaces and spells any text (byte fallback).
+
+    But for U+2581, as which SentencePiece writes spaces: it comes back as a space. Malformed lines count where the sample has them.
+    """
     from data_tools.train_tokenizer import Options
     from data_tools.train_tokenizer import train_tokenizer as train
 
     separator = None if split_on is None else unescape(split_on)
-    path, ratio = train(Options(find_files(input), output, vocab_size, model, text_key, separator, sample_bytes, format))
-    typer.echo(f"{path}: {vocab_size} entries, {ratio:.3f} bytes a token on held-out text")
+    options = Options(find_files(input), output, vocab_size, model, text_key, separator, sample_bytes, format, skip_malformed)
+    path, ratio, malformed = train(options)
+    left_out = f"; {malformed} malformed left out of the sample" if malformed else ""
+    typer.echo(f"{path}: {vocab_size} entries, {ratio:.3f} bytes a token on held-out text{left_out}")
 
 
 @app.command("preprocess", cls=ManyInputs)
@@ -63,7 +70,7 @@ def preprocess(
     text_key: TextKey = "text",
     split_on: SplitOn = None,
     shuffle_seed: ShuffleSeed = None,
-    skip_malformed: Annotated[bool, typer.Option("--skip_malformed", help="leave malformed lines out, count them")] = False,
+    skip_malformed: SkipMalformed = False,
 ) -> None:
     """Turn texts into a dataset, in the order of the input. Run again after an interruption, it goes on where it was."""
     from data_tools.preprocess import Options
@@ -141,6 +148,7 @@ def inspect(
     look.print_contents(contents)
     if png:
         look.save_histogram(contents, png)
+        typer.echo(f"{png}: histogram of lengths")
     if model:
         look.print_samples(prefix, model, samples, seed)
 

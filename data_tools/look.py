@@ -16,6 +16,7 @@ from megatron_ngpt.monitor.progress import byte_progress
 BLOCK = 1 << 22
 BAR_WIDTH = 40
 SHOWN_CHARACTERS = 400
+SHOWN_BYTES = 10
 
 
 @dataclass
@@ -74,7 +75,10 @@ def print_contents(contents: Contents) -> None:
     if contents.bytes_shares:
         total = sum(share for _, share in contents.bytes_shares)
         console.print(f"byte-fallback tokens: {total:.4%} of all", highlight=False)
-        listed = "  ".join(f"{piece} {share:.4%}" for piece, share in contents.bytes_shares)
+        shown = contents.bytes_shares[:SHOWN_BYTES]
+        listed = "  ".join(f"{piece} {share:.4%}" for piece, share in shown)
+        if len(contents.bytes_shares) > SHOWN_BYTES:
+            listed = f"the {SHOWN_BYTES} most frequent of {len(contents.bytes_shares)}: {listed}"
         console.print(listed, highlight=False, markup=False)
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from uuid import uuid4
 
 from data_tools.chunks import Chunk, read_chunks
 from data_tools.encode import Encoded, encode_chunks, group_chunks
+from data_tools.malformed import report
 from data_tools.plan import Journal, Work
 from data_tools.sources import Source, recognise_all
 from megatron_ngpt.data.indexed import token_dtype
@@ -19,7 +19,6 @@ from megatron_ngpt.errors import DataError, NgptError
 from megatron_ngpt.monitor.progress import byte_progress
 
 SHARD_BYTES = 64 << 20          # of input on disk: how much is done again after a kill, at most
-SHOWN_PROBLEMS = 5
 
 
 @dataclass(frozen=True)
@@ -146,16 +145,10 @@ class _Run:
         journal.documents, journal.bin_bytes = writer.documents, writer.bytes
 
     def _report(self, chunk: Chunk, malformed: list[tuple[int, str]], lines: int) -> None:
-        unit = {"jsonl": "line", "parquet": "row", "text": "document"}[chunk.source.kind]
-        shown = max(0, SHOWN_PROBLEMS - self.journal.malformed)
-        problems = [f"{chunk.source.path}: {unit} {lines + number + 1}: {reason}" for number, reason in malformed[:shown]]
+        remedy = "mend the file"
         if not self.options.skip_malformed:
-            remedy = "mend the file"
             if self.work.recorded():
                 remedy += f" and remove {self.work.folder}"     # which knows the file as it was
             else:
                 self.work.remove()
-            raise DataError(*problems, f"{chunk.source.path}: {len(malformed)} malformed so far; {remedy}, or leave such "
-                            f"{unit}s out with --skip_malformed")
-        for problem in problems:
-            print(f"skipped: {problem}", file=sys.stderr)
+        report(chunk, malformed, lines, self.journal.malformed, self.options.skip_malformed, remedy)

@@ -1,6 +1,7 @@
 """`verify` names each kind of damage; `inspect` shows what is there."""
 
 import json
+import re
 
 import pytest
 from small_data import make_tokenizer, write_dataset
@@ -81,7 +82,7 @@ def test_every_damaged_dataset_is_told(dataset, tmp_path, run):
 
 
 def test_inspect_shows_counts_texts_and_bytes(tmp_path, tokenizer_path, source_texts, run):
-    texts = [*source_texts, "é" * 10]
+    texts = [*source_texts, "é" * 60, "漢字かな漢字€😀"]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     common = "--tokenizer", tokenizer_path
     run("preprocess", "--input", tmp_path / "a.jsonl", "--output", tmp_path / "d", "--workers", 1, *common)
@@ -89,7 +90,10 @@ def test_inspect_shows_counts_texts_and_bytes(tmp_path, tokenizer_path, source_t
     assert plain.code == 0 and f"{len(texts)} documents" in plain.out and "byte-fallback" not in plain.out
     outcome = run("inspect", tmp_path / "d", "--samples", len(texts), "--png", tmp_path / "h.png", *common)
     assert outcome.code == 0 and (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
-    assert "█" in outcome.out and "byte-fallback tokens: " in outcome.out and "<0xA9> " in outcome.out
+    listed = outcome.out.split("the 10 most frequent of ")[1].split("\n\n")[0]
+    shares = [float(share) for share in re.findall(r"<0x..> +(\d+\.\d+)%", listed.replace("\n", " "))]
+    assert len(shares) == 10 and shares == sorted(shares, reverse=True) and f"{tmp_path}/h.png: histogram of lengths\n" in outcome.out
+    assert "█" in outcome.out and "byte-fallback tokens: " in outcome.out and "<0xA9>" in outcome.out
     for text in texts:
         assert text[:100] in outcome.out
     lengths = [len(Tokenizer(tokenizer_path).encode(text)) + 1 for text in texts]
