@@ -42,7 +42,7 @@ def check_losses(vocabularies=VOCABULARIES, chunk=None, compiled=False):
             (losses * given).sum().backward()
             assert losses.dtype == torch.float32
             torch.testing.assert_close(losses.double(), wanted, rtol=1e-6, atol=1e-6 + 2e-7 * largest)
-            torch.testing.assert_close(own.grad.double(), whole.grad[..., here], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(own.grad.double(), whole.grad[..., here], rtol=5e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

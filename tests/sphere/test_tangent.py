@@ -31,9 +31,9 @@ def project_case(case: Case, without_reduction: bool = False) -> None:
         rows /= rows.norm(dim=1, keepdim=True)
         if matrix.spherical:
             along = (found.double() * rows).sum(1).abs().max()
-            assert along < 1e-6, f"{matrix.name}: left along a row: {along:.3g}"
+            assert along < 3e-6, f"{matrix.name}: left along a row: {along:.3g}"
             gradient = gradient - (gradient * rows).sum(1, keepdim=True) * rows
-        assert (found - gradient).abs().max() < 1e-6, matrix.name
+        assert (found - gradient).abs().max() < 3e-6, matrix.name
         assert not padding.any()
 
 
