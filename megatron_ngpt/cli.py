@@ -179,7 +179,7 @@ def generate(
 @app.command()
 def harness(
     model: Annotated[Path, MODEL],
-    tasks: Annotated[list[str], typer.Option(metavar="NAME", help="a task or group of lm-eval; may be repeated")],
+    tasks: Annotated[list[str], typer.Option(metavar="NAME", help="tasks or groups of lm-eval, with commas or repeated")],
     include_path: Annotated[Path | None, typer.Option("--include_path", metavar="DIR", help="task files of your own")] = None,
     limit: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, help="first documents of each task only")] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, max=LARGEST_COUNT, help="requests put through the model together")] = 8,

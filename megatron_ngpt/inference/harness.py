@@ -6,6 +6,7 @@ Continuations of the same context (the answers of a multiple choice) share one p
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -21,14 +22,15 @@ from megatron_ngpt.inference.generate import continue_batch
 from megatron_ngpt.inference.likelihood import Scored, score
 from megatron_ngpt.inference.load import LoadedModel, load_model
 from megatron_ngpt.inference.ranks import joined, shown
-from megatron_ngpt.inference.sampling import Sampling
+from megatron_ngpt.parallel.together import leads
 
 try:
     from lm_eval import simple_evaluate
     from lm_eval.api.model import TemplateLM
-    from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window, make_table
+
+    from megatron_ngpt.inference.harness_options import Options, check_tasks, read_options
 except ModuleNotFoundError as error:
     if error.name != "lm_eval":
         raise
@@ -45,6 +47,7 @@ class HarnessModel(TemplateLM):
     def __init__(self, loaded: LoadedModel, batch: int):
         super().__init__()
         self.loaded, self.batch = loaded, batch
+        self._told: set[str] = set()
         self._tokenizer = loaded.tokenizer()
         self._axis = loaded.grid.readers
         self._rank, self._world_size, self._device = self._axis.rank, self._axis.size, loaded.device
@@ -88,40 +91,52 @@ class HarnessModel(TemplateLM):
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
         """What the model writes after each context, up to one of the request's `until` texts.
 
-        As everywhere in lm-eval, a context is cut on the left so that it and what is written fit the model's context.
+        As everywhere in lm-eval, a context is cut on the left so that it and what is written fit the model's context. Where
+        `max_gen_toks` (256 if a task does not say) would leave no room for a context, each has half.
 
         Raises:
-            ConfigError: `max_gen_toks` leaves no room for a context.
+            ConfigError: a request's generation_kwargs ask for what is not done here.
         """
         texts: list[str] = [""] * len(requests)
         for part, options in _alike(requests, self.batch):
-            room = self.max_length - options["max_gen_toks"]
-            if room < 1:
-                raise ConfigError(
-                    f"max_gen_toks = {options['max_gen_toks']}: leaves no room for a question in the model's context of "
-                    f"{self.max_length} tokens; set less in the task's generation_kwargs"
-                )
-            rows = [Continuation(self._tokenizer, requests[number].args[0], options["until"], room=room) for number in part]
-            temperature = options.get("temperature", 1.0) if options["do_sample"] else 0.0
-            sampling = Sampling(temperature, options.get("top_p", 1.0))
-            continue_batch(self.loaded, rows, options["max_gen_toks"], sampling, self._tokenizer.size)
+            most = options.max_tokens
+            if most >= self.max_length:
+                most = max(1, self.max_length // 2)
+                self._tell_once(f"max_gen_toks = {options.max_tokens}: at most {most} tokens are written in a context of {self.max_length}")
+            room = max(1, self.max_length - most)
+            rows = [Continuation(self._tokenizer, requests[number].args[0], options.until, room=room) for number in part]
+            continue_batch(self.loaded, rows, most, options.sampling, self._tokenizer.size)
             for number, row in zip(part, rows, strict=True):
                 texts[number] = row.finish()
         return texts
 
     def _score(self, pairs: list[tuple[list[int], list[int]]]) -> list[Scored]:
-        """Scores in the order of the pairs; what is too long loses the left of its context, as everywhere in lm-eval."""
-        longest = max((len(then) for _, then in pairs), default=0)
-        if longest > self.max_length:
-            raise ConfigError(
-                f"--tasks: an answer of {longest} tokens is longer than the model's context of {self.max_length}; leave its task out"
-            )
-        fitting = [(context[-(self.max_length + 1 - len(then)) :], then) for context, then in pairs]
+        """Scores in the order of the pairs; what is too long loses the left of its context, as everywhere in lm-eval.
+
+        An answer that is longer than the model's context by itself is scored in windows that predict every token of it once.
+        """
+        owners, fitting = [], []
+        for number, (context, then) in enumerate(pairs):
+            for before, part in self._windows(context, then):
+                owners.append(number)
+                fitting.append((before[-(self.max_length + 1 - len(part)) :], part))
         found = [Scored(0.0, True)] * len(pairs)  # what an answer of no tokens has
         for part in shown(list(_neighbours(fitting, self.batch)), "likelihoods"):
             for number, answer in zip(part, score(self.loaded, [fitting[number] for number in part]), strict=True):
-                found[number] = answer
+                before = found[owners[number]]
+                found[owners[number]] = Scored(before.log_likelihood + answer.log_likelihood, before.greedy and answer.greedy)
         return found
+
+    def _windows(self, context: list[int], then: list[int]) -> list[tuple[list[int], list[int]]]:
+        if len(then) <= self.max_length:
+            return [(context, then)]
+        self._tell_once(f"answers longer than the model's context of {self.max_length} tokens are scored in windows of it")
+        return list(map(make_disjoint_window, get_rolling_token_windows(then, context[-1], self.max_length, context_len=1)))
+
+    def _tell_once(self, line: str) -> None:
+        if line not in self._told and leads():
+            print(line, file=sys.stderr, flush=True)
+        self._told.add(line)
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """A number of each data rank, [ranks]."""
@@ -148,7 +163,7 @@ def _neighbours(pairs: list[tuple[list[int], list[int]]], batch: int) -> Iterato
         yield order[first : first + batch]
 
 
-def _alike(requests: list, batch: int) -> Iterator[tuple[list[int], dict]]:
+def _alike(requests: list, batch: int) -> Iterator[tuple[list[int], Options]]:
     """Numbers of requests with the same options, long contexts first, and the options."""
     groups: dict[str, list[int]] = {}
     for number, request in enumerate(requests):
@@ -156,7 +171,7 @@ def _alike(requests: list, batch: int) -> Iterator[tuple[list[int], dict]]:
     parts = []
     for key, numbers in groups.items():
         numbers.sort(key=lambda number: -len(requests[number].args[0]))
-        options = normalize_gen_kwargs(json.loads(key))
+        options = read_options(json.loads(key), "--tasks")
         parts += [(numbers[first : first + batch], options) for first in range(0, len(numbers), batch)]
     yield from shown(parts, "continuations")
 
@@ -173,11 +188,10 @@ def run(
     """
     if include_path and not include_path.is_dir():
         raise ConfigError(f"--include_path {include_path}: no such directory; give the one that holds your tasks' YAML files")
-    if output and not output.parent.is_dir():
-        raise ConfigError(f"--output {output}: no directory {output.parent}; make it, or choose another")
+    _check_output(output)
     with joined(tensor, pipeline) as grid, redirect_stdout(sys.stderr):  # data sets tell what they do
-        manager = TaskManager(include_path=str(include_path) if include_path else None)
-        chosen = find_tasks(tasks, manager)
+        manager = Manager(include_path=str(include_path) if include_path else None)
+        chosen = find_tasks([name for word in tasks for name in word.split(",") if name], manager)
         loaded = HarnessModel(load_model(model, grid=grid), batch)
         try:
             results = simple_evaluate(loaded, tasks=chosen, task_manager=manager, limit=limit, batch_size=batch, log_samples=False)
@@ -192,8 +206,35 @@ def run(
         write_text(output, json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False) + "\n")
 
 
+class Manager(TaskManager):
+    """lm-eval's tasks; those that ask for what is not done here are refused as soon as they are loaded, before the model works."""
+
+    def load(self, *args, **kwargs):
+        """As lm-eval's; raises ConfigError for each task that asks too much."""
+        loaded = super().load(*args, **kwargs)
+        check_tasks(loaded["tasks"])
+        return loaded
+
+
+def _check_output(output: Path | None) -> None:
+    """Refuse a place for the results that they can't be written to, before the work is done."""
+    if output is None:
+        return
+    if output.is_dir():
+        raise ConfigError(f"--output {output}: is a directory; give a file in it, such as {output / 'results.json'}")
+    if not output.parent.is_dir():
+        raise ConfigError(f"--output {output}: no directory {output.parent}; make it, or choose another")
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--output {output}: cannot write in {output.parent}: {error.strerror}; choose another") from None
+
+
 def find_tasks(names: list[str], manager: TaskManager) -> list[str]:
     """The tasks and groups that names, or patterns such as `mmlu_*`, mean. Raises ConfigError for those that lm-eval does not know."""
+    if not names:
+        raise ConfigError("--tasks: names no task; give some, such as --tasks hellaswag,arc_easy")
     found = {name: manager.match_tasks([name]) for name in names}
     unknown = [name for name, tasks in found.items() if not tasks]
     if unknown:

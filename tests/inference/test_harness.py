@@ -53,13 +53,17 @@ metric_list: [{metric: exact_match}]
 }
 
 
-def log_likelihoods(module, context, continuation):
-    """(sum of log-probabilities, greedy) of the ids of a continuation, from the whole module at once."""
+def nats(module, context, continuation):
+    """Logits [tokens, V] that predict a continuation's ids, from the whole module at once, and the sum of their log-probabilities."""
     with torch.no_grad():
         logits = module(torch.tensor([context + continuation]))[0, len(context) - 1 : -1].double()
-    targets = torch.tensor(continuation)
-    found = torch.log_softmax(logits, -1).gather(1, targets.unsqueeze(1)).sum().item()
-    return found, bool((likeliest(logits) == targets).all())
+    return logits, torch.log_softmax(logits, -1).gather(1, torch.tensor(continuation).unsqueeze(1)).sum().item()
+
+
+def log_likelihoods(module, context, continuation):
+    """(sum of log-probabilities, greedy) of the ids of a continuation."""
+    logits, found = nats(module, context, continuation)
+    return found, bool((likeliest(logits) == torch.tensor(continuation)).all())
 
 
 def pair_ids(tokenizer, context, continuation):
@@ -169,13 +173,70 @@ def test_continuations(lab):
     assert harness_model(lab.run).generate_until([asked("x", options)])[0] == drawn[0]
 
 
-@pytest.mark.parametrize("what", ["answer", "max_gen_toks"])
-def test_what_does_not_fit_the_context_is_refused(lab, what):
-    with pytest.raises(ConfigError, match=f"{what}.* context of {CONTEXT}"):
-        if what == "answer":
-            harness_model(lab.run).loglikelihood([asked("x", " y" * 200)])
-        else:
-            harness_model(lab.run).generate_until([asked("x", {"max_gen_toks": CONTEXT})])
+def test_an_answer_longer_than_the_context_is_scored_in_windows_and_ends_nothing(lab, capsys):
+    model, context = harness_model(lab.run), [5, 6]
+    answer = [7 + n % 20 for n in range(2 * CONTEXT + 3)]
+    (likelihood, greedy), short = model._loglikelihood_tokens([(None, context, answer), (None, context, answer[:3])])
+    total = nats(lab.module, context[-1:], answer[:CONTEXT])[1]
+    total += nats(lab.module, answer[CONTEXT - 1 : CONTEXT], answer[CONTEXT : 2 * CONTEXT])[1]
+    total += nats(lab.module, answer[CONTEXT + 2 : 2 * CONTEXT], answer[2 * CONTEXT :])[1]
+    assert likelihood == pytest.approx(total, abs=1e-3) and not greedy
+    assert short[0] == pytest.approx(nats(lab.module, context, answer[:3])[1], abs=1e-4)
+    assert capsys.readouterr().err == f"answers longer than the model's context of {CONTEXT} tokens are scored in windows of it\n"
+
+
+@pytest.mark.parametrize("asked_for", [{}, {"max_gen_toks": CONTEXT}, {"max_new_tokens": 10_000}])
+def test_more_tokens_than_the_context_has_leave_half_of_it_to_the_question(lab, capsys, asked_for):
+    """256, lm-eval's default, among them; what is written is what half the context as `max_gen_toks` gives."""
+    questions = ["import", "x " * 100]
+    half = [asked(question, {"max_gen_toks": CONTEXT // 2, "until": ["\n"]}) for question in questions]
+    more = [asked(question, {**asked_for, "until": ["\n"]}) for question in questions]
+    assert harness_model(lab.run).generate_until(more) == harness_model(lab.run).generate_until(half)
+    assert capsys.readouterr().err.count(f"at most {CONTEXT // 2} tokens are written in a context of {CONTEXT}") == 1
+
+
+def test_top_k_is_honoured(lab):
+    drawn = {"do_sample": True, "temperature": 5.0, "max_gen_toks": 12}
+    texts = [harness_model(lab.run).generate_until([asked("x", {**drawn, **more})])[0]
+             for more in ({}, {"top_k": 1}, {"top_k": lab.tokenizer.size}, {"top_k": 3, "top_p": 0.01})]
+    greedy = harness_model(lab.run).generate_until([asked("x", {"max_gen_toks": 12})])[0]
+    assert texts[0] != greedy and texts[1] == greedy and texts[2] == texts[0] and texts[3] == greedy
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"num_beams": 4}, "generation_kwargs num_beams = 4: not done here; what is: until, max_gen_toks"),
+    ({"repetition_penalty": 1.2}, "generation_kwargs repetition_penalty = 1.2: not done here"),
+    ({"typical_p": 0.9}, "typical_p = 0.9"), ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size = 3"),
+    ({"max_length": 20}, "max_length = 20"), ({"something_new": "x"}, "something_new = x"),
+    ({"max_gen_toks": 0}, "max_gen_toks = 0: must be at least 1"), ({"temperature": "hot"}, "could not convert string to float"),
+    ({"do_sample": True, "temperature": 1.0, "top_p": 3}, "top_p in 0 to 1"), ({"top_k": -1}, "top_k must be at least 0"),
+])
+def test_what_is_not_done_is_refused(options, said):
+    from megatron_ngpt.inference.harness_options import read_options
+
+    with pytest.raises(ConfigError, match=f"--tasks t: generation_kwargs.*{said.removeprefix('generation_kwargs ')}"):
+        read_options(options, "--tasks t")
+
+
+def test_what_asks_for_nothing_is_taken():
+    from megatron_ngpt.inference.harness_options import read_options
+
+    neutral = {"num_beams": 1, "repetition_penalty": 1.0, "top_k": None, "length_penalty": None, "use_cache": True, "until": "x"}
+    options = read_options(neutral, "t")
+    assert (options.until, options.max_tokens, options.sampling.temperature, options.sampling.top_k) == (["x"], 256, 0.0, 0)
+
+
+def test_a_task_that_asks_too_much_is_refused_before_the_model_works(lab, own_tasks_alone, monkeypatch, capsys, tmp_path):
+    from megatron_ngpt.inference import harness
+
+    head = COMMON.format(data=lab.directory / "questions.jsonl", cache=tmp_path)
+    task = TASKS["tiny_written"].replace("do_sample: false", "num_beams: 4")
+    (tmp_path / "beams.yaml").write_text(f"task: beams\n{head}{task}")
+    (tmp_path / "first.yaml").write_text(f"task: first\n{head}{TASKS['tiny_choice']}")
+    monkeypatch.setattr(harness, "score", lambda *_: pytest.fail("the model works"))
+    monkeypatch.setattr(sys, "argv", ["ngpt", "harness", str(lab.run), "--tasks", "first,beams", "--include_path", str(tmp_path)])
+    assert cli.main() == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("--tasks beams: generation_kwargs num_beams = 4: not done here; what is: ")
 
 
 def measured(run, directory, grid=None):
@@ -239,7 +300,7 @@ def test_data_that_is_not_there(lab, own_tasks_alone, monkeypatch, capsys, tmp_p
 
 
 def test_command(lab, own_tasks_alone, monkeypatch, capsys, tmp_path):
-    options = ["--tasks", "tiny_choice", "--tasks", "tiny_wr*", "--include_path", str(lab.directory), "--output", str(tmp_path / "r.json")]
+    options = ["--tasks", "tiny_choice,tiny_wr*", "--include_path", str(lab.directory), "--output", str(tmp_path / "r.json")]
     monkeypatch.setattr(sys, "argv", ["ngpt", "harness", str(lab.run), *options, "--limit", "3", "--batch_size", "2"])
     assert cli.main() == 0
     out = capsys.readouterr().out
@@ -254,6 +315,8 @@ def test_command(lab, own_tasks_alone, monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(("options", "said"), [
     (["--include_path", "gone"], "--include_path gone: no such directory"),
     (["--output", "gone/r.json"], "--output gone/r.json: no directory gone"),
+    (["--output", "."], "--output .: is a directory; give a file in it, such as results.json"),
+    (["--output", "/proc/r.json"], "--output /proc/r.json: cannot write in /proc"),
 ])
 def test_paths_that_are_not_there(monkeypatch, capsys, tmp_path, options, said):
     monkeypatch.chdir(tmp_path)
