@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.distributed.corpus import REPOSITORY, make_corpus
+
+hypothesis.settings.register_profile("no deadline", deadline=None)  # tests never judge times
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
