@@ -6,8 +6,9 @@ from torch import nn
 from megatron_ngpt.model.blocks import RMSNorm
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.scales import effective
-from megatron_ngpt.parallel.linear import enter_region, linear
+from megatron_ngpt.parallel.linear import enter_region
 from megatron_ngpt.parallel.placement import parameter
+from megatron_ngpt.parallel.products import product
 from megatron_ngpt.parallel.vocabulary import HiddenParallelEmbedding, VocabularyParallelEmbedding, cross_entropy
 
 
@@ -33,7 +34,7 @@ class Head(nn.Module):
     def __init__(self, blueprint: Blueprint):
         super().__init__()
         self.blueprint = blueprint
-        self._linear = torch.compile(linear) if blueprint.compile else linear
+        self._product = torch.compile(product) if blueprint.compile else product
         record, axis = blueprint.parameters, blueprint.grid.tensor
         if blueprint.model.arch == "gpt":
             self.norm = RMSNorm(blueprint, "model.norm")
@@ -49,7 +50,7 @@ class Head(nn.Module):
         x_BTD = enter_region(h_BTD.to(self.weight.dtype), self.blueprint.grid.tensor, self.blueprint.sequence)
         real = local_vocabulary(self.blueprint)[1]
         scale = effective(self.logit_scale)[:real] if self.blueprint.model.arch == "ngpt" else None
-        return self._linear(x_BTD, self.weight[:real], scale)
+        return self._product(x_BTD, self.weight[:real], scale)
 
 
 def local_vocabulary(blueprint: Blueprint) -> tuple[int, int]:

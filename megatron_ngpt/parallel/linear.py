@@ -5,12 +5,12 @@ the sequence. Shapes: B batch, T sequence, D hidden, O outputs here, I inputs he
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from megatron_ngpt.config.parameters import ParameterRecord
 from megatron_ngpt.parallel.grid import Axis
 from megatron_ngpt.parallel.placement import parameter
+from megatron_ngpt.parallel.products import product
 from megatron_ngpt.parallel.regions import copy_to_ranks, gather_sequence, reduce_from_ranks, reduce_to_sequence
 
 
@@ -27,7 +27,7 @@ def leave_region(x: torch.Tensor, axis: Axis, sequence: bool) -> torch.Tensor:
 class ColumnParallelLinear(nn.Module):
     """x W^T with the outputs divided over tensor ranks. Weight [O, D]: each row a vector along the hidden axis.
 
-    With a `scale` [O] it computes scale ∘ (W x), folded into the weight (`ScaledLinear`).
+    With a `scale` [O] it computes scale ∘ (W x), folded into the weight (`products.py`).
     """
 
     def __init__(self, record: ParameterRecord, axis: Axis):
@@ -35,7 +35,7 @@ class ColumnParallelLinear(nn.Module):
         self.weight = parameter(record, axis)
 
     def forward(self, x_BTD: torch.Tensor, scale_O: torch.Tensor | None = None) -> torch.Tensor:
-        return linear(x_BTD, self.weight, scale_O)
+        return product(x_BTD, self.weight, scale_O)
 
 
 class RowParallelLinear(nn.Module):
@@ -47,40 +47,4 @@ class RowParallelLinear(nn.Module):
         self.weight = parameter(record, axis)
 
     def forward(self, x_BTI: torch.Tensor) -> torch.Tensor:
-        return x_BTI @ self.weight
-
-
-def linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    """scale ∘ (W x) in the weight's dtype; without a scale, W x."""
-    x = x.to(weight.dtype)
-    if scale is None:
-        return F.linear(x, weight)
-    if not torch.is_grad_enabled() and x.numel() < x.shape[-1] ** 2:  # fewer tokens than inputs: scaling the outputs is the smaller pass
-        return (F.linear(x, weight) * scale).to(weight.dtype)
-    return ScaledLinear.apply(x, weight, scale)
-
-
-class ScaledLinear(torch.autograd.Function):
-    """scale ∘ (W x) = (scale ∘ W) x, the scale folded into the weight's rows.
-
-    Replaces a pass over [tokens, O] by one over [O, D]; the scale's gradient is a row sum over the weight's gradient instead of a
-    reduction over all tokens. The folded weight is recomputed in backward, not saved.
-    """
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x, weight, scale)
-        return F.linear(x, _fold(weight, scale))
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        x, weight, scale = ctx.saved_tensors
-        grad_x = grad @ _fold(weight, scale)
-        grad_folded = grad.flatten(0, -2).t() @ x.flatten(0, -2)
-        grad_weight = (grad_folded * scale.unsqueeze(1)).to(weight.dtype)
-        grad_scale = (grad_folded.float() * weight).sum(1)
-        return grad_x, grad_weight, grad_scale
-
-
-def _fold(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return (weight * scale.unsqueeze(1)).to(weight.dtype)
+        return product(x_BTI, self.weight, transposed=True)

@@ -1,0 +1,69 @@
+"""Every product of activations with a weight, forward and both backward ones: the one room where another way to multiply would go.
+
+A weight is held in one of two ways, each row a vector along the hidden axis: [O, D] turns D inputs into O outputs, `transposed` [I, D]
+turns I inputs into D outputs. A scale of the weight's rows is folded into it: (scale ∘ W) x = scale ∘ (W x) for [O, D]. That replaces a
+pass over [tokens, O] by one over [O, D]; the scale's gradient is a row sum over the weight's gradient instead of a reduction over all
+tokens. The folded weight is recomputed in backward, not saved.
+
+Shapes: x [..., inputs], products [..., outputs], in the weight's dtype; scales fp32. Nothing here is collective.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None = None, transposed: bool = False) -> torch.Tensor:
+    """x times the weight, whose rows are scaled by `scale` [rows]."""
+    x = x.to(weight.dtype)
+    if torch.is_grad_enabled():
+        return _Product.apply(x, weight, scale, transposed)
+    if scale is not None and not transposed and x.numel() < x.shape[-1] ** 2:  # fewer tokens than inputs: the outputs are fewer numbers
+        return (outputs(x, weight, transposed) * scale).to(weight.dtype)
+    return outputs(x, fold(weight, scale), transposed)
+
+
+class _Product(torch.autograd.Function):
+    """The three products of one weight in a training step."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, transposed: bool) -> torch.Tensor:
+        ctx.save_for_backward(x, weight, scale)
+        ctx.transposed = transposed
+        return outputs(x, fold(weight, scale), transposed)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        x, weight, scale = ctx.saved_tensors
+        grad_x = input_gradient(grad, fold(weight, scale), ctx.transposed)
+        grad_weight, grad_scale = unfold_gradient(weight_gradient(grad, x, ctx.transposed), weight, scale)
+        return grad_x, grad_weight, grad_scale, None
+
+
+def outputs(x: torch.Tensor, weight: torch.Tensor, transposed: bool) -> torch.Tensor:
+    """[..., inputs] to [..., outputs]."""
+    return x @ weight if transposed else F.linear(x, weight)
+
+
+def input_gradient(grad: torch.Tensor, weight: torch.Tensor, transposed: bool) -> torch.Tensor:
+    """The gradient by x, from the one by the outputs."""
+    return F.linear(grad, weight) if transposed else grad @ weight
+
+
+def weight_gradient(grad: torch.Tensor, x: torch.Tensor, transposed: bool) -> torch.Tensor:
+    """The gradient by the weight as it was multiplied, summed over all tokens."""
+    rows, columns = (x, grad) if transposed else (grad, x)
+    return rows.flatten(0, -2).t() @ columns.flatten(0, -2)
+
+
+def fold(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """The weight with its rows scaled, in its dtype."""
+    return weight if scale is None else (weight * scale.unsqueeze(1)).to(weight.dtype)
+
+
+def unfold_gradient(
+    grad_folded: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The gradients of the weight, in its dtype, and of the scale, fp32, from that of the folded weight."""
+    if scale is None:
+        return grad_folded.to(weight.dtype), None
+    return (grad_folded * scale.unsqueeze(1)).to(weight.dtype), (grad_folded.float() * weight).sum(1)
