@@ -32,6 +32,10 @@ class DamagedError(CheckpointError):
     """A checkpoint that was whole once and is not any more: a file is missing, cut, or has not its checksum."""
 
 
+class NotFiniteError(DamagedError):
+    """A checkpoint that holds values which are infinite or NaN: no run and no answer can come of it."""
+
+
 class TrainingError(NgptError):
     """Training cannot go on, for example because the loss is not finite. Every rank raises it, rank 0 tells it."""
 

@@ -2,6 +2,7 @@
 
     OUTPUT/checkpoints/step-00000010/             one checkpoint, complete as soon as it has this name
     OUTPUT/checkpoints/step-00000010.damaged/     one that was found damaged, out of the way
+    OUTPUT/checkpoints/step-00000010.notfinite/   one that was saved with infinite or NaN values: for a look, never taken for a checkpoint
     OUTPUT/checkpoints/latest                     the name of the one saved last, for people and scripts; nothing here relies on it
 
 Imports no torch: looking is quick.
@@ -19,6 +20,7 @@ from megatron_ngpt.checkpoint.seal import STATE, read_state
 from megatron_ngpt.errors import CheckpointError, ConfigError, DamagedError
 
 DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
+NOT_FINITE = ".notfinite"  # ends the name of what was saved with values that are not finite
 LATEST = "latest"
 
 _NAME = re.compile(r"step-(\d{8,})")
@@ -43,16 +45,21 @@ class Catalogue:
 
     def named(self) -> list[Path]:
         """Everything with a checkpoint's name, whole or not, by step."""
-        return sorted(p for p in self._entries() if _NAME.fullmatch(p.name) and p.is_dir())
+        return sorted(p for p in self._entries() if _NAME.fullmatch(p.name) and os.path.isdir(p))
 
     def set_aside(self) -> list[Path]:
         """The damaged ones that were put out of the way."""
         return sorted(p for p in self._entries() if p.name.endswith(DAMAGED))
 
-    def survey(self) -> tuple[list[tuple[Path, dict]], list[tuple[Path, str]]]:
+    def not_finite(self) -> list[Path]:
+        """What was saved with values that are not finite, by step."""
+        return sorted(p for p in self._entries() if p.name.endswith(NOT_FINITE))
+
+    def survey(self, pass_over: bool = False) -> tuple[list[tuple[Path, dict]], list[tuple[Path, str]]]:
         """Complete checkpoints with their states, in the order they were saved; the others, with what is wrong with each.
 
-        Reads the small files of all.
+        Reads the small files of all. What cannot be judged (another format, a disk that does not answer) raises CheckpointError, or
+        with `pass_over` is in neither list.
         """
         complete, damaged = [], []
         for path in self.named():
@@ -60,6 +67,9 @@ class Catalogue:
                 complete.append((path, read_state(path)))
             except DamagedError as error:
                 damaged.append((path, str(error)))
+            except CheckpointError:
+                if not pass_over:
+                    raise
         return sorted(complete, key=lambda entry: (entry[1].get("serial", 0), entry[1]["step"])), damaged
 
     def newest(self) -> Path | None:
@@ -77,18 +87,23 @@ class Catalogue:
     def find(self, resume: str) -> tuple[Path | None, list[str]]:
         """The checkpoint that `checkpoint.resume` (auto, never or a path) means, and what is odd about the choice, a line each.
 
-        None: start at step 0.
+        None: start at step 0. A path says how a run directory begins: once there are checkpoints, they win.
 
         Raises:
-            CheckpointError: `auto`, and there are checkpoints but not one that is complete; or a path to one that is not.
+            CheckpointError: there are checkpoints but not one that is complete; or a path to one that is not.
             ConfigError: a path that leads to no checkpoint.
         """
         if resume == "never":
             return None, []
-        if resume != "auto":
-            return find_checkpoint(Path(resume), "checkpoint.resume"), []
         candidates, notes = self.candidates()
-        return (candidates[0] if candidates else None), notes
+        if resume == "auto":
+            return (candidates[0] if candidates else None), notes
+        if not candidates:
+            return find_checkpoint(Path(resume), "checkpoint.resume"), []
+        if candidates[0].resolve() != Path(resume).resolve():
+            began = f"checkpoint.resume = {resume} says how {self.directory.parent} begins, which has checkpoints of its own by now"
+            notes.append(f"{began}: the newest goes on (to begin there again, choose another training.output)")
+        return candidates[0], notes
 
     def candidates(self) -> tuple[list[Path], list[str]]:
         """The complete checkpoints, newest first, and what is odd about the first of them, a line each.

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 PARTIAL = ".partial"  # ends the name of a directory that is being written
@@ -37,21 +38,26 @@ def publish(partial: Path, final: Path) -> None:
     """Give a complete directory its final name; one that has the name makes room, and goes when the new one is in place."""
     sync_directory(partial)
     obsolete = final.with_name(final.name + OBSOLETE)
-    if final.exists():
+    replaces = os.path.lexists(final)
+    if replaces:
         remove(obsolete)
         os.rename(final, obsolete)
     try:
         os.rename(partial, final)
     except OSError:
-        if obsolete.exists():
+        if replaces:
             os.rename(obsolete, final)
         raise
     sync_directory(final.parent)
-    shutil.rmtree(obsolete, ignore_errors=True)
+    with suppress(OSError):  # tidied with the next save
+        remove(obsolete)
 
 
 def retire(directory: Path) -> None:
-    """Remove a complete checkpoint; killed on the way, it leaves nothing that looks like one."""
+    """Remove a complete checkpoint; killed on the way, it leaves nothing that looks like one. Of a symbolic link, the link alone."""
+    if directory.is_symlink():
+        directory.unlink()
+        return
     obsolete = directory.with_name(directory.name + OBSOLETE)
     remove(obsolete)
     os.rename(directory, obsolete)
@@ -59,8 +65,8 @@ def retire(directory: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a directory tree if it is there."""
-    if path.is_dir():
+    """Remove a file, a symbolic link or a directory tree if it is there."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -35,6 +35,8 @@ def load_initial(directory: Path, shards: dict[str, Shard], blueprint: Blueprint
             record = blueprint.parameters[name]
             for box in shard.boxes(shard.master):
                 box.values.copy_(exported.read(record, box.rows, box.columns).float() / record.factor)
+                if not torch.isfinite(box.values).all():
+                    raise ConfigError(f"{key}: holds values of {name} that are not finite; choose another model")
 
     together(fill, f"{key}: could not be read")
 

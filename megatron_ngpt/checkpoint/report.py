@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from megatron_ngpt.checkpoint.catalogue import Catalogue
+from megatron_ngpt.checkpoint.catalogue import NOT_FINITE, Catalogue
 from megatron_ngpt.checkpoint.files import PARTIAL
 from megatron_ngpt.checkpoint.seal import CHECKSUMS, STATE, read_state, verify
 from megatron_ngpt.errors import CheckpointError, ConfigError, DamagedError
@@ -34,7 +34,7 @@ def list_checkpoints(directory: Path) -> Table:
             path.name, str(state["step"]), f"{state['tokens']:,}", state["saved"], f"{size / 1e6:,.1f} MB", _layout(state), told
         )
     for path in _leftovers(directory):
-        table.add_row(path.name, "", "", "", "", "", "unfinished" if path.name.endswith(PARTIAL) else "put aside as damaged")
+        table.add_row(path.name, "", "", "", "", "", _aside(path))
     return table
 
 
@@ -45,13 +45,15 @@ def verify_checkpoints(directory: Path) -> list[str]:
         ConfigError: there is none.
         DamagedError: with a line for every damaged file.
     """
+    from megatron_ngpt.checkpoint.storage import finite_only  # imports torch
+
     good, problems = [], []
     paths = _checkpoints(directory)
     with byte_progress(transient=True) as progress:
         for path in paths:
             size = sum(file.stat().st_size for file in path.iterdir())
             task = progress.add_task(path.name, total=size)
-            found = verify(path, lambda count, task=task: progress.advance(task, count))
+            found = verify(path, lambda count, task=task: progress.advance(task, count), finite_only(path))
             problems += found
             good += [] if found else [f"{path}: good, {size / 1e6:,.1f} MB"]
     if problems:
@@ -83,9 +85,16 @@ def _checkpoints(directory: Path) -> list[Path]:
 
 
 def _leftovers(directory: Path) -> list[Path]:
-    """Unfinished and damaged directories of a run."""
+    """Unfinished, damaged and not finite directories of a run."""
     catalogue = Catalogue(directory)
-    return sorted(catalogue.directory.glob(f"step-*{PARTIAL}")) + catalogue.set_aside()
+    return sorted(catalogue.directory.glob(f"step-*{PARTIAL}")) + catalogue.set_aside() + catalogue.not_finite()
+
+
+def _aside(path: Path) -> str:
+    """Why a directory has no checkpoint's name."""
+    if path.name.endswith(PARTIAL):
+        return "unfinished"
+    return "kept aside: it holds values that are not finite" if path.name.endswith(NOT_FINITE) else "put aside as damaged"
 
 
 def _layout(state: dict) -> str:

@@ -88,10 +88,13 @@ def check_chunk(file: Path, offset: int, content: bytes, expected: str) -> None:
         )
 
 
-def verify(directory: Path, advance: Callable[[int], None] = lambda _: None) -> list[str]:
+def verify(
+    directory: Path, advance: Callable[[int], None] = lambda _: None, examine: Callable[[str, int, bytes], None] = lambda *_: None
+) -> list[str]:
     """Read every byte of a checkpoint; what is wrong with it, one line a file, empty if it is whole.
 
-    `advance` is told the bytes of tensor files as they are read.
+    `advance` is told the bytes of tensor files as they are read; `examine` is given file, offset and content of every chunk that is as it
+    was written, and may raise DamagedError for what it holds.
     """
     try:
         read_state(directory)
@@ -103,7 +106,9 @@ def verify(directory: Path, advance: Callable[[int], None] = lambda _: None) -> 
             with open(directory / name, "rb") as file:
                 for offset, length, expected in chunks:
                     file.seek(offset)
-                    check_chunk(directory / name, offset, file.read(length), expected)
+                    content = file.read(length)
+                    check_chunk(directory / name, offset, content, expected)
+                    examine(name, offset, content)
                     advance(length)
         except DamagedError as error:
             problems.append(str(error))

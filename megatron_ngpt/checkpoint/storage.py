@@ -25,17 +25,22 @@ from megatron_ngpt.checkpoint.files import remove
 from megatron_ngpt.checkpoint.pieces import divided
 from megatron_ngpt.checkpoint.seal import Chunks, check_chunk, read_checksums
 from megatron_ngpt.checkpoint.stored import WrittenPiece, read_tensors_list, write_tensors_list
-from megatron_ngpt.errors import DamagedError
+from megatron_ngpt.errors import DamagedError, NotFiniteError
 
 READERS = 4  # threads of a rank that read, check and unpack chunks
 
 
 class Writer(FileSystemWriter):
-    """Writes one directory, a file a rank, and then lets `finish` (on the coordinator) close and publish it."""
+    """Writes one directory, a file a rank, and then lets `finish` (on the coordinator) close and publish it.
 
-    def __init__(self, directory: Path, close: Callable[[dict[str, Chunks]], None]):
+    Args:
+        begin: called on the coordinator before anything is written or removed; may refuse.
+        close: is given the chunks of every file, and the names of the tensors that hold values which are not finite.
+    """
+
+    def __init__(self, directory: Path, begin: Callable[[], None], close: Callable[[dict[str, Chunks], list[str]], None]):
         super().__init__(directory)
-        self._close = close
+        self._begin, self._close = begin, close
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Overrides a method that makes the directory, on every rank at any time: the coordinator does, for all."""
@@ -43,6 +48,7 @@ class Writer(FileSystemWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """On the coordinator, when every rank has come and none writes yet."""
+        self._begin()
         remove(self.path)
         self.path.mkdir(parents=True)
         return super().prepare_global_plan(plans)
@@ -55,11 +61,12 @@ class Writer(FileSystemWriter):
         name, results, number = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}", [], 0
         with open(self.path / name, "wb") as file:
             for item in plan.items:
-                view, rows, chunks = planner.lookup_object(item.index), [], []
+                view, rows, chunks, finite = planner.lookup_object(item.index), [], [], True
                 for part in divided(view, item.index.offset[0]):
                     chunks.append(_write_chunk(file, part))
                     rows.append(len(part))
-                piece = WrittenPiece(name, number, list(view.shape[1:]), rows, chunks)
+                    finite = finite and is_finite(part)
+                piece = WrittenPiece(name, number, list(view.shape[1:]), rows, chunks, finite)
                 results.append(WriteResult(item.index, sum(size for _, size, _ in chunks), piece))
                 number += len(chunks)
             file.flush()
@@ -73,7 +80,12 @@ class Writer(FileSystemWriter):
         checksums: dict[str, Chunks] = {}
         for _, piece in written:
             checksums.setdefault(piece.file, []).extend(piece.chunks)
-        self._close(checksums)
+        self._close(checksums, sorted({index.fqn for index, piece in written if not piece.finite}))
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether no value is infinite or NaN."""
+    return bool(torch.isfinite(values).all())
 
 
 def _write_chunk(file: BinaryIO, part: torch.Tensor) -> tuple[int, int, str]:
@@ -126,12 +138,33 @@ class Reader(FileSystemReader):
         if chunk is None or chunk.shape != stored.shape:
             wanted = f"no tensor of shape {list(stored.shape)} at byte {stored.offset}"
             raise DamagedError(f"{self.path} is damaged: {stored.file} holds {wanted}")
+        _check_finite(self.path, items[0].storage_index.fqn, stored.file, stored.offset, chunk)
         for item in items:
             target = planner.resolve_tensor(item)
             region = tuple(slice(at, at + size) for at, size in zip(item.storage_offsets, item.lengths, strict=True))
             target.copy_(chunk[region])
             planner.commit_tensor(item, target)
         return len(content)
+
+
+def finite_only(directory: Path) -> Callable[[str, int, bytes], None]:
+    """For `verify`: raises NotFiniteError if a chunk (its file, offset and content) of the checkpoint holds what is not finite."""
+    names: dict[tuple[str, int], str] = {}
+
+    def examine(file: str, offset: int, content: bytes) -> None:
+        if not names:
+            stored = read_tensors_list(directory, read_checksums(directory)).storage_data
+            names.update({(chunk.file, chunk.offset): index.fqn for index, chunk in stored.items()})
+        chunk = _unpacked(content)
+        if chunk is not None:
+            _check_finite(directory, names.get((file, offset), "no tensor"), file, offset, chunk)
+
+    return examine
+
+
+def _check_finite(directory: Path, name: str, file: str, offset: int, chunk: torch.Tensor) -> None:
+    if not is_finite(chunk):
+        raise NotFiniteError(f"{directory} holds values of {name} that are not finite: {file} from byte {offset} on")
 
 
 def _unpacked(content: bytes) -> torch.Tensor | None:

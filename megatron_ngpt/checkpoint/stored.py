@@ -26,13 +26,15 @@ TENSORS = "tensors.json"
 
 @dataclass(frozen=True)
 class WrittenPiece:
-    """Where a rank wrote a piece: chunks of a file from number `chunk` on, with so many rows each, and the checksums of all."""
+    """Where a rank wrote a piece: chunks of a file from number `chunk` on, with so many rows each, the checksums of all, and whether every
+    value is finite."""
 
     file: str
     chunk: int
     columns: list[int]
     rows: list[int]
     chunks: Chunks
+    finite: bool
 
 
 class StoredChunk(NamedTuple):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from megatron_ngpt.data.batches import BatchSource, Rows
 from megatron_ngpt.data.indexed import IndexedDataset, read_meta
 from megatron_ngpt.data.tape import Tape, find_prefixes, select_documents
-from megatron_ngpt.errors import DataError
+from megatron_ngpt.errors import CheckpointError, DataError
 from megatron_ngpt.inference.forward import logits
 from megatron_ngpt.inference.load import LoadedModel
 from megatron_ngpt.inference.ranks import shown
@@ -30,6 +30,7 @@ def evaluate(loaded: LoadedModel, prefix: str, context: int | None = None, batch
 
     Raises:
         DataError: no such dataset, too short for one window, or made with another tokenizer.
+        CheckpointError: the loss is not finite.
     """
     context = context or loaded.model.context
     tape = _open(prefix, context)
@@ -37,6 +38,8 @@ def evaluate(loaded: LoadedModel, prefix: str, context: int | None = None, batch
     source = BatchSource([tape], [1.0], context, BATCH, None, loaded.vocabulary)
     windows = source.samples_per_epoch if batches is None else min(batches * BATCH, source.samples_per_epoch)
     loss = _total(loaded, source, windows) / (windows * context)
+    if not math.isfinite(loss):
+        raise CheckpointError(f"MODEL: its loss on {prefix} is {loss}, though its weights are finite: what it computes overflows")
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": windows * context, "context": context}
 
 

@@ -4,7 +4,7 @@ A plain `DeepSpeedEngine` runs micro-batches one by one; a `PipelineEngine` runs
 asks which of the two it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import deepspeed
 import numpy as np
@@ -80,13 +80,16 @@ class Engine:
         """Let the forward pass use the masters as they are now."""
         publish_masters(self.optimizer)
 
-    def step(self, rows: Rows, lr: float, measure: bool) -> Outcome:
-        """One update from this rank's rows of the global batch; with `measure` norm errors are measured."""
+    def step(self, rows: Rows, lr: float, measure: bool, between: Callable[[], None] = lambda: None) -> Outcome:
+        """One update from this rank's rows of the global batch; with `measure` norm errors are measured.
+
+        `between` is called between two micro-batches, and may raise: no weight has moved. A pipeline's schedule has no such place.
+        """
         if self.grid.pipeline.size > 1:
             batches = self._micro_batches(rows)
             return self.update.run(lr, measure, lambda: self.engine.train_batch(batches), self._stage_loss)
         losses: list[torch.Tensor] = []
-        return self.update.run(lr, measure, lambda: self._train_plain(rows, losses), lambda: torch.stack(losses).mean())
+        return self.update.run(lr, measure, lambda: self._train_plain(rows, losses, between), lambda: torch.stack(losses).mean())
 
     def evaluate(self, rows: Rows) -> float:
         """The mean loss over a global batch, nats a token, from this rank's rows of it."""
@@ -100,8 +103,10 @@ class Engine:
         self.engine.train()
         return self._mean(losses)
 
-    def _train_plain(self, rows: Rows, losses: list[torch.Tensor]) -> None:
+    def _train_plain(self, rows: Rows, losses: list[torch.Tensor], between: Callable[[], None]) -> None:
         for inputs, targets in self._micro_batches(rows):
+            if losses:
+                between()
             loss = self.loss(self.engine(inputs), targets)
             losses.append(loss.detach())
             self.engine.backward(loss)

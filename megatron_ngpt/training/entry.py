@@ -8,14 +8,16 @@ import re
 import socket
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from megatron_ngpt.checkpoint.ownership import Ownership, check_free, claim
 from megatron_ngpt.config.load import with_their_values
 from megatron_ngpt.config.place import Place, hosts, read_place, variables
 from megatron_ngpt.config.reference import help_text
 from megatron_ngpt.console import show_anything, unknown_character
 from megatron_ngpt.errors import ConfigError, NgptError, RankError
-from megatron_ngpt.training.launcher import missing_hostfile
+from megatron_ngpt.training.launcher import launchers, missing_hostfile
 from megatron_ngpt.training.preflight import preflight
 
 USAGE = "usage: deepspeed [launcher options] launch/pretrain.py RECIPE.yaml [--section.key=value ...]"
@@ -56,25 +58,47 @@ def main(argv: list[str]) -> int:
         return 0
     place = Place()
     try:
+        launchers()  # while they all are there
         arguments = parse(argv)
         place = read_place(os.environ, arguments.local_rank)
         if problems := missing_hostfile():
             raise ConfigError(*problems)
         ready = preflight(arguments.recipe, arguments.overrides, place.world)
         os.environ.update(variables(place, os.environ))
+        ready = replace(ready, ownership=own(Path(ready.recipe.training.output), place))
         if place.rank == 0:  # torch and DeepSpeed take seconds to load
             print(f"{arguments.recipe}: {hosts(os.environ, place)}, led by {socket.gethostname()}; starting", flush=True)
-        from megatron_ngpt.training.run import run
+        try:
+            from megatron_ngpt.training.run import run
 
-        return run(ready)
+            return run(ready)
+        finally:
+            if ready.ownership:
+                ready.ownership.release()
     except ConfigError as error:
         return _refuse(error, place)
     except UnicodeEncodeError as error:
         return _refuse(ConfigError(unknown_character(error)), place)
+    except KeyboardInterrupt:
+        if place.rank == 0:
+            print("interrupted before training began", file=sys.stderr, flush=True)
+        return 130
     except NgptError as error:
         if place.rank == 0 or isinstance(error, RankError):
             print(f"rank {place.rank}: {error}" if isinstance(error, RankError) else error, file=sys.stderr, flush=True)
         return error.exit_code
+
+
+def own(output: Path, place: Place) -> Ownership | None:
+    """Make the run directory this run's own, on rank 0; the others look whether it can be. Raises ConfigError if another run has it."""
+    job = "/".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"))
+    if place.rank:
+        check_free(output, job)
+        return None
+    try:
+        return claim(output, job, lambda line: print(line, flush=True))
+    except OSError as error:
+        raise ConfigError(f"training.output = {output}: {error.filename or output} cannot be written: {error.strerror}") from error
 
 
 def parse(argv: list[str]) -> Arguments:

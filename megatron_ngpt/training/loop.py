@@ -1,7 +1,6 @@
 """The training loop: batches in, updates, evaluation, checkpoints, a clean stop; what it learns goes to the monitor."""
 
 import math
-import time
 from pathlib import Path
 from typing import TextIO
 
@@ -16,16 +15,17 @@ from megatron_ngpt.config.deepspeed_json import engine_config
 from megatron_ngpt.config.grid import given_sizes
 from megatron_ngpt.config.load import dump_recipe
 from megatron_ngpt.data.batches import Rows, training_batches, validation_batches
-from megatron_ngpt.errors import DataError, RankError, TrainingError
+from megatron_ngpt.errors import DataError, NgptError, RankError, TrainingError
 from megatron_ngpt.monitor.monitor import Monitor
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.parallel.together import on_first_rank
+from megatron_ngpt.training.clock import Clock
 from megatron_ngpt.training.engine import Engine
 from megatron_ngpt.training.preflight import Ready, space_warnings, summary
 from megatron_ngpt.training.record import code_version, state_of
 from megatron_ngpt.training.resume import Beginning
 from megatron_ngpt.training.schedule import learning_rate
-from megatron_ngpt.training.stop import StopRequest
+from megatron_ngpt.training.stop import Stopped, StopRequest
 from megatron_ngpt.training.update import Outcome, StepResult, read
 
 
@@ -36,15 +36,19 @@ class Trainer:
         self.recipe, self.vocabulary = ready.recipe, ready.vocabulary
         self.output = Path(self.recipe.training.output)
         self.grid = make_grid(**given_sizes(self.recipe.parallel))
-        self.stop = StopRequest()
+        self.ownership, self.console, self.monitor = ready.ownership, console, None
+        self.stop = StopRequest(self._say, ready.ownership)
         self.train_data = training_batches(self.recipe)
         self.valid_data = validation_batches(self.recipe) if self.recipe.training.eval_every else {}
-        self.store = CheckpointStore(self.output, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every)
+        self.store = CheckpointStore(self.output, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every, self._check_owned)
         beginning = Beginning(self.recipe, self.vocabulary, self.train_data.fingerprint, self.store)
         config = engine_config(self.recipe, ready.deepspeed, self.grid.readers.size)
         self.engine = Engine(self.recipe, self.vocabulary, config, self.grid, device)
         self.step = beginning.fill(self.engine)
         self.unread: list[Outcome] = []  # of the updates that nobody has looked at yet
+        self.saved = self.begun = self.step  # the newest step of which there is a checkpoint, and the first one
+        self.broken: str | None = None  # why the last evaluation is none
+        on_first_rank(self._check_owned, f"{self.output} could not be written")
         if self.step < self.recipe.training.steps:
             on_first_rank(self._settle, f"{self.output} could not be written")
         if self.recipe.checkpoint.every:
@@ -59,12 +63,21 @@ class Trainer:
         Raises:
             TrainingError: an update was vetoed, since its loss or gradient norm is not finite.
             CheckpointError: the last checkpoint could not be written; a failure of one before it is a warning.
+            NgptError: another run has the run directory; or the ranks were torn apart before they could stop as they were asked to.
         """
         try:
             self._train()
+        except NgptError:
+            raise
+        except Exception as error:
+            if self.stop.asked is None:
+                raise
+            told = self._last_good()
+            raise NgptError(f"{self.stop.asked}: ended before the checkpoint of step {self.step} was complete; {told}") from error
         finally:
             self._tell(self.store.wait())  # a save under way is worth having, whatever ended the run
             self.monitor.close()
+            self.stop.close()
 
     def _train(self) -> None:
         training = self.recipe.training
@@ -76,25 +89,46 @@ class Trainer:
             self.step += 1
             logs = self.step % training.log_every == 0 or self.step == training.steps
             lr = learning_rate(self.recipe.schedule, self.recipe.optimizer, training.steps, self.step)
-            self.unread.append(self.engine.step(self._rows(self.train_data, self.step), lr, measure=logs))
+            rows = self._rows(self.train_data, self.step)
+            self.stop.begin(self.step)
+            try:
+                self.unread.append(self.engine.step(rows, lr, measure=logs, between=self.stop.between))
+            except Stopped:
+                self.step -= 1
+                self._leave()
+                return
+            stops = self.stop.agreed()
             if logs:
                 self._log(self._look(), lr, clock.lap(self.step))
             last = self.step == training.steps
-            if training.eval_every and (self.step % training.eval_every == 0 or last):
-                self._evaluate()
+            if training.eval_every and (self.step % training.eval_every == 0 or last) and not stops:
+                stops = self._evaluate()
                 clock.restart(self.step)
-            stops = self.stop.agreed()
-            if last or stops or (self.recipe.checkpoint.every and self.step % self.recipe.checkpoint.every == 0):
+            if stops and not last:
+                self._leave()
+                return
+            if last or (self.recipe.checkpoint.every and self.step % self.recipe.checkpoint.every == 0):
                 self._look()
-                self._save()
+                self._save(final=last)
                 clock.restart(self.step)
             self._tell(self.store.finished())
-            if stops and not last:
-                self._complete_save()
-                self.monitor.message(f"asked to stop: checkpoint of step {self.step} written; the same command continues from it")
-                return
         self._complete_save()
+        if self.broken:
+            raise TrainingError(f"step {self.step}: {self.broken}; the checkpoint of this step is written, and its values are finite")
         self.monitor.message(f"trained to step {self.step}; checkpoint of step {self.step} in {self.store.catalogue.directory}")
+
+    def _leave(self) -> None:
+        """Stop as asked, with a checkpoint of the last whole step."""
+        self._look()
+        self._tell(self.store.wait())
+        if self.step > self.saved:
+            self._save(final=True)
+            self._complete_save()
+        if self.step == self.begun:
+            self.monitor.message("asked to stop: no step was complete, and there is nothing to save")
+            return
+        again = "with --checkpoint.resume=auto it continues" if self.recipe.checkpoint.resume == "never" else "the same command continues"
+        self.monitor.message(f"asked to stop: checkpoint of step {self.step} written; {again} from it")
 
     def _rows(self, source, step: int) -> Rows:
         """This rank's rows of the step's global batch."""
@@ -138,12 +172,22 @@ class Trainer:
             max_norm_error=result.norm_errors.after if self.recipe.model.arch == "ngpt" else None,
         )
 
-    def _evaluate(self) -> None:
-        losses = {}
+    def _evaluate(self) -> bool:
+        """Tell the validation loss; returns whether the ranks have agreed to stop on the way, and nothing is told."""
+        losses, steps = {}, range(1, self.recipe.training.eval_batches + 1)
         for name, source in self.valid_data.items():
-            steps = range(1, self.recipe.training.eval_batches + 1)
-            losses[name] = sum(self.engine.evaluate(self._rows(source, step)) for step in steps) / len(steps)
-        self.monitor.validation(self.step, sum(losses.values()) / len(losses), losses)
+            total = 0.0
+            for step in steps:
+                try:
+                    self.stop.between()
+                except Stopped:
+                    return True
+                total += self.engine.evaluate(self._rows(source, step))
+            losses[name] = total / len(steps)
+        mean = sum(losses.values()) / len(losses)
+        self.monitor.validation(self.step, mean, losses)
+        self.broken = None if math.isfinite(mean) else f"the validation loss is {mean}"
+        return False
 
     def _settle(self) -> None:
         """Rank 0's part of a start: what every checkpoint will carry, the run directory tidy, and the recipe in it."""
@@ -152,15 +196,27 @@ class Trainer:
         self.store.tidy()
         write_text(self.output / "recipe.yaml", dump_recipe(self.recipe))
 
-    def _save(self) -> None:
-        """Begin a checkpoint of this step; one still under way is waited for first."""
+    def _check_owned(self) -> None:
+        """Rank 0, before it writes or removes anything. Raises OwnershipLostError."""
+        if self.ownership:
+            self.ownership.check()
+
+    def _say(self, line: str) -> None:
+        """Tell the person a line, from any thread and before there is a monitor."""
+        if self.monitor:
+            self.monitor.message(line)
+        elif self.grid.world.first:
+            print(line, file=self.console, flush=True)
+
+    def _save(self, final: bool) -> None:
+        """Begin a checkpoint of this step; one still under way is waited for first. The `final` one waits for room on a full disk."""
         self._tell(self.store.wait())
         self.monitor.sync()
         state, attached = {}, {}
         if self.grid.world.first:
             attached = {TOKENIZER: self.tokenizer}
             state = state_of(self.recipe, self.step, self.vocabulary, self.train_data.fingerprint, self.code)
-        self.store.save(self.step, self.engine.shards, self.engine.base, state, attached)
+        self.store.save(self.step, self.engine.shards, self.engine.base, state, attached, self.monitor.message if final else None)
 
     def _complete_save(self) -> None:
         """Wait for the last checkpoint. Raises CheckpointError: it could not be written."""
@@ -174,6 +230,7 @@ class Trainer:
         if saved is None:
             return
         if saved.error is None:
+            self.saved = saved.step
             self.monitor.checkpoint(saved.path, saved.step, saved.seconds, saved.stall)
             return
         self.monitor.message(f"warning: {saved.error}; training goes on, {self._last_good()}")
@@ -181,20 +238,3 @@ class Trainer:
     def _last_good(self) -> str:
         newest = self.store.catalogue.newest()
         return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-
-
-class Clock:
-    """Seconds a step, without what evaluations and checkpoints take."""
-
-    def __init__(self, step: int):
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        """Measure from now on, after `step`."""
-        self._step, self._since = step, time.perf_counter()
-
-    def lap(self, step: int) -> float:
-        """Mean seconds of the steps since the last lap or restart."""
-        seconds = (time.perf_counter() - self._since) / (step - self._step)
-        self.restart(step)
-        return seconds

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_ngpt.checkpoint.catalogue import Catalogue
 from megatron_ngpt.checkpoint.exported import differences, read_config, tensor_files
+from megatron_ngpt.checkpoint.ownership import Ownership
 from megatron_ngpt.config import rules
 from megatron_ngpt.config.costs.memory import memory
 from megatron_ngpt.config.costs.work import checkpoint_bytes, parameters
@@ -23,12 +24,14 @@ from megatron_ngpt.training.schedule import last_rate
 
 @dataclass(frozen=True)
 class Ready:
-    """A run that nothing speaks against: its recipe, DeepSpeed's choice, vocabulary entries (unpadded) and number of ranks."""
+    """A run that nothing speaks against: its recipe, DeepSpeed's choice, vocabulary entries (unpadded) and number of ranks; on rank 0 of
+    one that starts also the ownership of its run directory."""
 
     recipe: Recipe
     deepspeed: DeepSpeedChoice
     vocabulary: int
     ranks: int
+    ownership: Ownership | None = None
 
     @property
     def grid(self) -> Grid:
@@ -135,8 +138,10 @@ def _checkpoint_problems(recipe: Recipe) -> list[str]:
         if steps:
             problems.append(
                 f"checkpoint.resume = never: {output} has checkpoints up to {steps[-1].name}, which a new run would overwrite; "
-                f"choose another training.output, or resume: auto"
+                f"to go on from there say --checkpoint.resume=auto, to start afresh choose another training.output"
             )
+    elif Catalogue(output).named():
+        return []  # which win over what the run began with
     elif resume != "auto" and not Path(resume).is_dir():
         problems.append(f"checkpoint.resume = {resume}: no such directory; choose auto, never or the path of a checkpoint")
     if recipe.checkpoint.initial:

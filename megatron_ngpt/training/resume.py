@@ -27,7 +27,7 @@ class Beginning:
     def fill(self, engine: Engine) -> int:
         """Masters (and moments) from the checkpoint, an exported model or the seed; returns the step they are of (collective).
 
-        Where `checkpoint.resume` leaves the choice, a checkpoint that proves damaged makes way for the one before it.
+        A checkpoint of the run directory that proves damaged makes way for the one before it.
         """
         aside = []
         while self.found:
@@ -37,7 +37,7 @@ class Beginning:
                 self.notes = [*aside, *self.notes]
                 return step
             except DamagedError as error:
-                if self._recipe.checkpoint.resume != "auto":
+                if self.found.parent != self._store.catalogue.directory:
                     raise
                 on_first_rank(lambda: self._store.set_aside(self.found), f"{self.found} could not be put aside")
                 aside.append(f"{error}; put aside")
@@ -55,5 +55,6 @@ class Beginning:
         self.found, self.notes = from_first_rank(self._find, f"{self._recipe.training.output} could not be resumed")
 
     def _find(self) -> tuple[Path | None, list[str]]:
+        self._store.check()
         self._store.catalogue.rescue()
         return continued(self._store.catalogue, self._recipe, self._vocabulary, self._fingerprint)

@@ -1,27 +1,112 @@
-"""A clean stop: a signal to any rank is remembered, and all ranks agree on the step after which they stop."""
+"""A clean stop, however it was asked for: a signal to any rank, or the end of the launcher that started it.
 
+A thread takes the signals, so that a person is answered at once, whatever the rank computes. All ranks agree on where they stop: after a
+step, or where steps are long between two micro-batches, when no weight has moved yet.
+"""
+
+import math
+import os
+import select
 import signal
+import threading
+import time
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
+from megatron_ngpt.checkpoint.ownership import Ownership
+from megatron_ngpt.errors import NgptError
+from megatron_ngpt.training.launcher import launchers, running
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP]
+WATCH = 0.5  # seconds between two looks at the launcher
+WITHIN = 1.0  # seconds of micro-batches after which ranks ask each other: less often than this they would see a stop late
+
+
+class Stopped(Exception):
+    """The ranks have agreed to stop within a step, whose gradients are dropped."""
+
 
 class StopRequest:
-    """SIGTERM (schedulers, `kill`) and SIGINT (Ctrl-C) ask for a stop after the current step; a second SIGINT is not waited for."""
+    """From now on this rank's signals, and its launcher's end, ask for a stop; a second Ctrl-C is not waited for.
 
-    def __init__(self):
-        self._asked = False
+    Args:
+        say: tells a person a line, at once and from a thread (rank 0).
+        ownership: of the run directory, on rank 0.
+    """
+
+    def __init__(self, say: Callable[[str], None] = lambda _: None, ownership: Ownership | None = None):
+        self.asked: str | None = None
+        self._interrupted = False
+        self._say, self._ownership = say, ownership
         self._group = dist.new_group(backend="gloo")  # hosts among themselves: no device is waited for
-        signal.signal(signal.SIGTERM, self._remember)
-        signal.signal(signal.SIGINT, self._remember)
+        self._step, self._stride, self._began, self._count = 0, 1, time.monotonic(), 0
+        self._launchers, self._over = launchers(), threading.Event()
+        self._signals, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means to go on
+                signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._watch, name="stop", daemon=True).start()
 
-    def _remember(self, number: int, _frame) -> None:
-        self._asked = True
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    def begin(self, step: int) -> None:
+        """A step begins, of which micro-batches are counted by `between`."""
+        self._step, self._began, self._count = step, time.monotonic(), 1
+
+    def between(self) -> None:
+        """Between two micro-batches (collective now and then). Raises Stopped on every rank, or on none."""
+        if self._count % self._stride == 0 and self.agreed():
+            raise Stopped
+        self._count += 1
 
     def agreed(self) -> bool:
-        """Whether any rank was asked to stop (collective over the world: the same answer, at the same step, on every rank)."""
-        asked = torch.tensor(float(self._asked))
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group)
+        """Whether any rank was asked to stop (collective over the world: the same answer, at the same step, on every rank).
+
+        Raises:
+            NgptError: on every rank; rank 0 has lost the run directory to another run.
+        """
+        seconds = (time.monotonic() - self._began) / max(1, self._count)
+        lost = self._ownership is not None and self._ownership.lost()
+        told = torch.tensor([float(self.asked is not None), float(lost), seconds], dtype=torch.float64)
+        dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self._group)
+        asked, lost, seconds = told.tolist()
+        if lost:
+            if self._ownership:
+                self._ownership.check()
+            raise NgptError("the run directory is used by another run now; stopped without writing there")
+        self._stride = max(1, math.ceil(WITHIN / max(seconds, 1e-9)))
         return bool(asked)
+
+    def close(self) -> None:
+        """Signals are not waited for any more."""
+        self._over.set()
+
+    def _watch(self) -> None:
+        """Take signals as they come, and look after the launcher."""
+        while not self._over.is_set():
+            if select.select([self._signals], [], [], WATCH)[0]:
+                for number in os.read(self._signals, 64):
+                    if number in SIGNALS:
+                        self._take(signal.Signals(number))
+            if self.asked is None and any(not running(launcher) for launcher in self._launchers):
+                self._ask("its launcher is gone")
+
+    def _take(self, number: signal.Signals) -> None:
+        if number != signal.SIGINT:
+            self._ask(number.name)
+        elif not self._interrupted:
+            self._interrupted = True
+            self._ask("Ctrl-C", "; again to stop now")
+        else:
+            self._say("stopped at once: what was trained since the last checkpoint is lost")
+            if self._ownership:
+                self._ownership.release()
+            os._exit(128 + number)
+
+    def _ask(self, why: str, again: str = "") -> None:
+        if self.asked and not again:
+            return
+        self.asked = self.asked or why
+        self._say(f"{why}: finishing step {self._step}, then a checkpoint{again}")

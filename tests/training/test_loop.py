@@ -1,0 +1,204 @@
+"""What the loop makes of a stop, a lost run directory and values that are not finite; the engine is a small stand-in without DeepSpeed."""
+
+import io
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from megatron_ngpt.checkpoint.ownership import claim
+from megatron_ngpt.errors import NgptError
+from megatron_ngpt.training import loop, stop
+from megatron_ngpt.training.preflight import preflight
+from megatron_ngpt.training.update import Outcome
+from tests.checkpoint.layouts import Layout, build, fill
+from tests.on_ranks import on_ranks
+
+pytestmark = pytest.mark.usefixtures("in_repository")
+
+
+class StandIn:
+    """Three micro-batches a step, each of which may be `struck`; only the last moves the weights, by one."""
+
+    struck = staticmethod(lambda *_: None)
+    loss = 2.0
+
+    def __init__(self, *_):
+        self.shards, self.base = build(Layout(), 0)
+        self.number = 0
+
+    def initialise(self):
+        fill(self.shards, self.base, 3, step=1)
+
+    def publish(self):
+        """Nothing computes with the weights."""
+
+    def step(self, rows, lr, measure, between):
+        self.number += 1
+        for micro in (1, 2, 3):
+            if micro > 1:
+                between()
+            self.struck(self, micro)
+        for shard in self.shards.values():
+            shard.master.add_(1)
+        return Outcome(torch.tensor([2.0, 1.0, 0.0, 0.0, 0.0]))
+
+    def evaluate(self, _):
+        return self.loss
+
+
+def run(recipe, options, strike=None, loss=2.0):
+    """(what the person read, how it ended)"""
+    ready = preflight(recipe, options, 1)
+    ready = replace(ready, ownership=claim(loop.Path(ready.recipe.training.output), "a"))
+    StandIn.struck, StandIn.loss, loop.Engine = staticmethod(strike or (lambda *_: None)), loss, StandIn
+    stop.WITHIN = 0  # the ranks ask each other between all micro-batches, as where they are long
+    console, ended = io.StringIO(), "well"
+    try:
+        loop.Trainer(ready, torch.device("cpu"), console).train()
+    except NgptError as error:
+        ended = f"{error}, status {error.exit_code}"
+    ready.ownership.release()
+    return console.getvalue(), ended
+
+
+def stopped(recipe, options, at, again):
+    """Asked to stop within a step, and started again."""
+
+    def strike(engine, micro):
+        if (engine.number, micro) == at:
+            trainer.stop.asked = "SIGTERM"
+
+    def remember(self, *arguments):
+        nonlocal trainer
+        trainer = self
+        original(self, *arguments)
+
+    trainer, original = None, loop.Trainer.__init__
+    loop.Trainer.__init__ = remember
+    return [run(recipe, options, strike), run(recipe, [*options, *again])]
+
+
+def begin(corpus, tmp_path, *options):
+    return str(corpus / "recipe.yaml"), [f"--training.output={tmp_path}/run", "--schedule.kind=constant", *options]
+
+
+def left(tmp_path):
+    return sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+
+
+def steps(tmp_path):
+    return [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("at", [(3, 1), (3, 3)])
+@pytest.mark.parametrize("every", [0, 1])
+def test_the_last_whole_step_is_kept(corpus, tmp_path, at, every):
+    """Within step 3, before its last micro-batch or after it."""
+    recipe, options = begin(corpus, tmp_path, "--training.steps=5", f"--checkpoint.every={every}")
+    [[(told, ended), (again, finished)]] = on_ranks(1, stopped, recipe, options, at, [])
+    whole = 2 if at == (3, 1) else 3
+    assert ended == finished == "well"
+    assert f"asked to stop: checkpoint of step {whole} written; the same command continues from it" in told
+    assert f"continues from {tmp_path}/run/checkpoints/step-{whole:08d}" in again
+    assert steps(tmp_path) == [1, 2, 3, 4, 5] and "step-00000005" in left(tmp_path)
+
+
+def test_nothing_is_promised_before_a_step_is_whole(corpus, tmp_path):
+    recipe, options = begin(corpus, tmp_path, "--training.steps=2")
+    [[(told, ended), _]] = on_ranks(1, stopped, recipe, options, (1, 1), [])
+    assert ended == "well" and "asked to stop: no step was complete, and there is nothing to save" in told
+
+
+def test_under_never_the_stop_says_what_to_type(corpus, tmp_path):
+    recipe, options = begin(corpus, tmp_path, "--training.steps=5", "--checkpoint.resume=never")
+    [[(told, _), (again, ended)]] = on_ranks(1, stopped, recipe, options, (3, 1), ["--checkpoint.resume=auto"])
+    assert "checkpoint of step 2 written; with --checkpoint.resume=auto it continues from it" in told
+    assert "continues from" in again and ended == "well" and steps(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def elsewhere(recipe, first, second, third):
+    return [run(recipe, options) for options in (first, second, third)]
+
+
+def test_a_run_that_began_elsewhere_goes_on_from_its_own(corpus, tmp_path):
+    recipe, options = begin(corpus, tmp_path, "--checkpoint.every=1")
+    began = tmp_path / "run" / "checkpoints" / "step-00000001"
+    moved = [*options[1:], f"--training.output={tmp_path}/second", f"--checkpoint.resume={began}"]
+    turns = [[*options, "--training.steps=2"], [*moved, "--training.steps=3"], [*moved, "--training.steps=4"]]
+    [[_, (told, _), (again, ended)]] = on_ranks(1, elsewhere, recipe, *turns)
+    assert f"continues from {began}" in told and "says how" not in told
+    assert f"checkpoint.resume = {began} says how {tmp_path}/second begins, which has checkpoints of its own by now" in again
+    assert f"continues from {tmp_path}/second/checkpoints/step-00000003" in again and ended == "well"
+    assert [json.loads(x)["step"] for x in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()] == [2, 3, 4]
+
+
+def spoils(recipe, options, value):
+    def strike(engine, micro):
+        if (engine.number, micro) == (3, 3):
+            next(iter(engine.shards.values())).master.view(-1)[0] = value
+
+    return run(recipe, options, strike)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_last_update_that_is_not_finite_is_no_success(corpus, tmp_path, value):
+    recipe, options = begin(corpus, tmp_path, "--training.steps=3", "--checkpoint.every=1")
+    [(_, ended)] = on_ranks(1, spoils, recipe, options, value)
+    assert "step-00000003 was not written: weights/" in ended and ended.endswith("status 1")
+    assert left(tmp_path) == ["latest", "step-00000001", "step-00000002", "step-00000003.notfinite"]
+
+
+def evaluates(recipe, options, loss):
+    return run(recipe, options, loss=loss)
+
+
+def test_a_last_evaluation_that_is_not_finite_is_no_success(corpus, tmp_path):
+    recipe, options = begin(corpus, tmp_path, "--training.steps=3", "--training.eval_every=2", f"--data.valid=[{{prefix: {corpus}/b}}]")
+    [(_, ended)] = on_ranks(1, evaluates, recipe, options, float("nan"))
+    assert ended.startswith("step 3: the validation loss is nan; the checkpoint of this step is written") and ended.endswith("status 1")
+    assert left(tmp_path) == ["latest", "step-00000003"]
+
+
+def loses(recipe, options):
+    def strike(engine, micro):
+        if (engine.number, micro) == (3, 1):
+            told = {"host": "other", "process": 7, "started": "today", "token": "x"}
+            (loop.Path(options[0].partition("=")[2]) / "owner-00000009.json").write_text(json.dumps(told))
+
+    from megatron_ngpt.checkpoint import ownership
+
+    ownership.BEAT = 0
+    return run(recipe, options, strike)
+
+
+def test_who_lost_the_directory_stops_before_it_writes(corpus, tmp_path):
+    recipe, options = begin(corpus, tmp_path, "--training.steps=5", "--checkpoint.every=3")
+    [(_, ended)] = on_ranks(1, loses, recipe, options)
+    whom = "is used by process 7 on other, started today now: this run was taken for dead, and stops without writing there"
+    assert ended == f"{tmp_path}/run {whom}, status 1"
+    assert steps(tmp_path) == [1, 2] and not (tmp_path / "run" / "checkpoints").exists()
+
+
+def torn(recipe, options):
+    def strike(engine, micro):
+        if engine.number == 2:
+            trainer.stop.asked = "SIGTERM"
+            raise RuntimeError("Connection closed by peer")
+
+    def remember(self, *arguments):
+        nonlocal trainer
+        trainer = self
+        original(self, *arguments)
+
+    trainer, original = SimpleNamespace(), loop.Trainer.__init__
+    loop.Trainer.__init__ = remember
+    return run(recipe, options, strike)
+
+
+def test_ranks_that_are_torn_apart_after_a_stop_leave_one_line(corpus, tmp_path):
+    recipe, options = begin(corpus, tmp_path, "--training.steps=5")
+    [(_, ended)] = on_ranks(1, torn, recipe, options)
+    assert ended == "SIGTERM: ended before the checkpoint of step 2 was complete; there is no checkpoint yet, status 1"
