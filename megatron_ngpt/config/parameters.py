@@ -82,7 +82,7 @@ class ParameterRecord:
 
 
 def parameter_table(model: Model, vocabulary: int) -> dict[str, ParameterRecord]:
-    """Every parameter of a model of `vocabulary` entries by its name, in the order of the layers."""
+    """Every parameter of a model of `vocabulary` entries by its name, in the order in which modules hold them."""
     make = _Maker(model)
     return {record.name: record for record in make.records(vocabulary)}
 
@@ -100,34 +100,34 @@ class _Maker:
         yield self.matrix("model.embed_tokens.weight", 0, vocabulary, cut=1 if by_hidden else 0, pads=not by_hidden)
         for number in range(model.layers):
             yield from self.block(f"model.layers.{number}", number + 1)
-        if not self.ngpt:
-            yield self.norm("model.norm.weight", head)
         yield self.matrix("lm_head.weight", head, vocabulary, pads=True)
         if self.ngpt:
             yield self.scale("logit_scale", head, model.scales.logit, (vocabulary,), cut=0, pads=True)
+        else:
+            yield self.norm("model.norm.weight", head)
 
     def block(self, name: str, layer: int) -> Iterator[ParameterRecord]:
         model = self.model
         attention, mlp = f"{name}.self_attn", f"{name}.mlp"
         queries, keys = model.heads * model.head_size, model.groups * model.head_size
-        if not self.ngpt:
+        if self.ngpt:
+            yield self.scale(f"{attention}.qk_scale", layer, model.scales.qk, (model.groups, model.head_size), cut=0)
+            yield self.scale(f"{attention}.alpha", layer, model.scales.alpha, (model.hidden,), absolute=True)
+        else:
             yield self.norm(f"{name}.input_layernorm.weight", layer)
         yield self.matrix(f"{attention}.q_proj.weight", layer, queries)
         yield self.matrix(f"{attention}.k_proj.weight", layer, keys)
         yield self.matrix(f"{attention}.v_proj.weight", layer, keys)
         yield self.matrix(f"{attention}.o_proj.weight", layer, queries, into_residual=True)
         if self.ngpt:
-            yield self.scale(f"{attention}.qk_scale", layer, model.scales.qk, (model.groups, model.head_size), cut=0)
-            yield self.scale(f"{attention}.alpha", layer, model.scales.alpha, (model.hidden,), absolute=True)
+            yield self.scale(f"{mlp}.up_scale", layer, model.scales.up, (model.ffn_size,), cut=0)
+            yield self.scale(f"{mlp}.gate_scale", layer, model.scales.gate, (model.ffn_size,), cut=0)
+            yield self.scale(f"{mlp}.alpha", layer, model.scales.alpha, (model.hidden,), absolute=True)
         else:
             yield self.norm(f"{name}.post_attention_layernorm.weight", layer)
         yield self.matrix(f"{mlp}.up_proj.weight", layer, model.ffn_size)
         yield self.matrix(f"{mlp}.gate_proj.weight", layer, model.ffn_size)
         yield self.matrix(f"{mlp}.down_proj.weight", layer, model.ffn_size, into_residual=True)
-        if self.ngpt:
-            yield self.scale(f"{mlp}.up_scale", layer, model.scales.up, (model.ffn_size,), cut=0)
-            yield self.scale(f"{mlp}.gate_scale", layer, model.scales.gate, (model.ffn_size,), cut=0)
-            yield self.scale(f"{mlp}.alpha", layer, model.scales.alpha, (model.hidden,), absolute=True)
 
     def matrix(
         self, name: str, layer: int, rows: int, into_residual: bool = False, cut: int = 0, pads: bool = False

@@ -11,6 +11,8 @@ from megatron_ngpt.checkpoint.exported import differences, read_config, tensor_f
 from megatron_ngpt.checkpoint.ownership import Ownership
 from megatron_ngpt.config import rules
 from megatron_ngpt.config.costs.memory import memory
+from megatron_ngpt.config.costs.share import Share
+from megatron_ngpt.config.costs.traffic import traffic
 from megatron_ngpt.config.costs.work import checkpoint_bytes, parameters
 from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice, read_deepspeed
 from megatron_ngpt.config.grid import Grid, given_sizes, grid_of
@@ -70,8 +72,15 @@ def summary(ready: Ready) -> str:
         f"about {_gib(needed.device)}{host} a rank "
         f"(weights {_gib(needed.weights)}, gradients {_gib(needed.gradients)}, optimiser {_gib(needed.optimiser)}, "
         f"activations {_gib(needed.activations)}); a checkpoint takes {_gib(checkpoint_bytes(recipe.model, ready.vocabulary))}"
-        f"{'; ' + rate if (rate := last_rate(recipe)) else ''}"
+        f"{_moved(ready)}{'; ' + rate if (rate := last_rate(recipe)) else ''}"
     )
+
+
+def _moved(ready: Ready) -> str:
+    """What the collectives of a step move for the rank that takes part in most of it."""
+    shares = (Share(ready.recipe, ready.deepspeed, ready.vocabulary, ready.ranks, stage) for stage in range(ready.grid.size("pipeline")))
+    most = max(sum(one.nbytes for one in traffic(share)) for share in shares)
+    return f"; collectives move {_gib(most)} a step" if most else ""
 
 
 def space_warnings(ready: Ready) -> list[str]:
