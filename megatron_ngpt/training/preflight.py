@@ -71,7 +71,8 @@ def summary(ready: Ready) -> str:
         f"gradient accumulation {accumulation}; {recipe.model.arch}, {count:,} parameters; "
         f"about {_gib(needed.device)}{host} a rank "
         f"(weights {_gib(needed.weights)}, gradients {_gib(needed.gradients)}, optimiser {_gib(needed.optimiser)}, "
-        f"activations {_gib(needed.activations)}); a checkpoint takes {_gib(checkpoint_bytes(recipe.model, ready.vocabulary))}"
+        f"activations {_gib(needed.activations)}, logits {_gib(needed.logits)}, buffers {_gib(needed.buffers)}); "
+        f"a checkpoint takes {_gib(checkpoint_bytes(recipe.model, ready.vocabulary))}"
         f"{_moved(ready)}{'; ' + rate if (rate := last_rate(recipe)) else ''}"
     )
 

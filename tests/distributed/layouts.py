@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.distributed.corpus import RECIPE
 from tests.distributed.ranks import train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -158,7 +159,7 @@ def difference(ours: Path, reference: Path) -> Difference:
     """Compare two run directories, step by step and matrix by matrix."""
     a, b = metrics(ours), metrics(reference)
     assert [x["step"] for x in a] == [x["step"] for x in b]
-    clip = 0.1  # of tests/distributed/recipe.yaml
+    clip = RECIPE["optimizer"]["clip"]
 
     def worst(key: str) -> float:
         return max(abs(x[key] - y[key]) / abs(y[key]) for x, y in zip(a, b, strict=True))

@@ -1,76 +1,115 @@
-"""The memory that a rank needs."""
+"""The memory that a rank needs, by component."""
 
-import bisect
-import math
 from dataclasses import dataclass
 
-from megatron_ngpt.config.costs.stages import stages_of
+from megatron_ngpt.config.costs.share import Share
 from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice
 from megatron_ngpt.config.grid import given_sizes, grid_of
-from megatron_ngpt.config.parameters import parameter_table
 from megatron_ngpt.config.recipe import Recipe
+
+_FP32 = 4
+_BUCKET = 5 * 10**8  # numbers, where DeepSpeed's JSON leaves it out
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated bytes of the rank that needs most, and the part of them that lies in host memory under offload."""
+    """Bytes of one rank in a training step, and the part of them that lies in host memory under offload.
+
+    `activations` is what layers keep for backward; `logits` are those of one micro-batch and their gradient; `buffers` are those in
+    which DeepSpeed reduces gradients.
+    """
 
     weights: int
     gradients: int
     optimiser: int
     activations: int
+    logits: int
+    buffers: int
     offloaded: int
 
     @property
     def device(self) -> int:
         """Bytes on the device."""
-        return self.weights + self.gradients + self.optimiser + self.activations - self.offloaded
+        return self.weights + self.gradients + self.optimiser + self.activations + self.logits + self.buffers - self.offloaded
 
 
 def memory(recipe: Recipe, choice: DeepSpeedChoice, vocabulary: int, world: int) -> Memory:
-    """An estimate for the rank that needs most of `world`: persistent state exact to padding, activations roughly.
+    """Of the rank that needs most of `world`."""
+    stages = grid_of(world, given_sizes(recipe.parallel)).size("pipeline")
+    return max((memory_of(Share(recipe, choice, vocabulary, world, stage)) for stage in range(stages)), key=lambda need: need.device)
+
+
+def memory_of(share: Share) -> Memory:
+    """Of the ranks of a stage.
 
     DeepSpeed keeps, beside the weights that a forward pass uses, fp32 masters and two Adam moments (12 bytes a parameter,
-    divided over the data ranks by ZeRO 1 and up; ZeRO-0 in fp32 has no separate masters), and gradients accumulated in fp32
-    (divided by ZeRO 2 and up). ZeRO-3 divides the weights too.
+    divided over the replicas by ZeRO 1 and up; ZeRO-0 in fp32 has no separate masters), and gradients accumulated in fp32
+    (divided by ZeRO 2 and up). ZeRO-3 divides the weights too. Padding, the parameters that ZeRO-3 has gathered and what lies about for
+    the length of one operation are left out.
     """
-    local = _local_parameters(recipe, vocabulary)
-    grid = grid_of(world, given_sizes(recipe.parallel))
-    data = grid.size("replicas")
-    stage = choice.zero_stage
-    weights = local * (2 if choice.bf16 else 4) // (data if stage == 3 else 1)
-    gradients = local * 4 // (data if stage >= 2 else 1)
-    optimiser = local * (12 if stage else 8) // (data if stage else 1)
-    offloaded = optimiser + (gradients if stage >= 2 else 0) if choice.offload else 0
-    return Memory(weights, gradients, optimiser, _activations(recipe, choice, vocabulary, grid.size("readers")), offloaded)
+    numbers, replicas, stage = share.numbers, share.replicas, share.choice.zero_stage
+    weights = numbers * share.width // (replicas if stage == 3 else 1)
+    gradients = numbers * _FP32 // (replicas if stage >= 2 else 1)
+    optimiser = numbers * (12 if stage else 8) // (replicas if stage else 1)
+    offloaded = optimiser + (gradients if stage >= 2 else 0) if share.choice.offload else 0
+    logits = share.has_head * 2 * share.tokens * share.width * -(-share.vocabulary // share.tensor)
+    activations = _activations(share)
+    return Memory(weights, gradients, optimiser, activations, logits, _buffers(share, activations + logits), offloaded)
 
 
-def _local_parameters(recipe: Recipe, vocabulary: int) -> int:
-    """Parameters of the largest stage's tensor share."""
-    bounds = stages_of(recipe.model, vocabulary, recipe.parallel.pipeline)
-    held = [0] * (len(bounds) - 1)
-    for record in parameter_table(recipe.model, vocabulary).values():
-        stage = bisect.bisect_right(bounds, record.layer) - 1
-        held[stage] += math.prod(record.local_shape(recipe.parallel.tensor))
-    return max(held)
+def _buffers(share: Share, left_by_activations: int) -> int:
+    """DeepSpeed's bucket for the gradients that are being reduced, two if it overlaps (ZeRO 1 and 2); ZeRO-1 in bf16 has none. ZeRO-0
+    makes a flat copy of all gradients (of as many as its own bucket takes) after backward, in the room that the activations left."""
+    zero, stage = share.choice.raw.get("zero_optimization", {}), share.choice.zero_stage
+    if stage == 0:
+        return max(0, _FP32 * min(share.numbers, _BUCKET) - left_by_activations)
+    if stage == 1 and share.choice.bf16:
+        return 0
+    overlaps = stage < 3 and zero.get("overlap_comm", False)
+    return int(zero.get("reduce_bucket_size", _BUCKET)) * share.width * (2 if overlaps else 1)
 
 
-def _activations(recipe: Recipe, choice: DeepSpeedChoice, vocabulary: int, readers: int) -> int:
-    """What a forward pass keeps for backward, roughly: vectors a token and block, and the logits of one micro-batch in fp32.
+def _activations(share: Share) -> int:
+    """Bytes that the stage's layers keep from forward to backward. A stage holds as many micro-batches as there are stages from it to the
+    last one. Recomputation keeps each block's input alone, and one block whole while it runs backward."""
+    block = block_bytes(share)
+    if share.recipe.training.recompute == "full":
+        model = share.recipe.model
+        kept = share.blocks * model.hidden * share.residual_width // (share.tensor if share.sequence else 1)
+        blocks, extra = kept, block
+    else:
+        blocks, extra = share.blocks * block, 0
+    in_flight = min(share.stages - share.stage, share.micro_batches)
+    return share.tokens * (in_flight * (blocks + share.has_head * _head_bytes(share) + share.has_embedding * 8) + extra)
 
-    A block keeps about eight vectors of the hidden width (split over the tensor ranks by sequence parallelism alone),
-    q, k and v twice, the attention's result and three of the feed-forward's width (split by tensor parallelism).
-    Recomputation keeps the block's input alone, and one block whole while it runs backward. The first pipeline stage
-    holds as many micro-batches as there are stages.
+
+def block_bytes(share: Share) -> int:
+    """What a block keeps for backward, bytes a token: what autograd saves of `model/blocks.py`, without compilation.
+
+    * Inputs of the four column-parallel products and of their regions, in the weights' dtype, whole on every tensor rank.
+    * Of the residual stream in fp32, split along the sequence: for nGPT, for each of its two steps, the part's output before it is
+      normalised, its distance from h and their sum before it is normalised (slerp: nine); for the baseline, each norm's input and result.
+    * Queries, keys, values and the attention's result in the weights' dtype, split over the tensor ranks; for nGPT in fp32 too, three
+      times the queries and twice the keys, as normalising and scaling them needs, with their norms; the softmax's sum a head.
+    * u, g, silu(g) and their product.
     """
-    model, training, parallel = recipe.model, recipe.training, recipe.parallel
-    tokens, width = training.micro_batch * model.context, 2 if choice.bf16 else 4
-    residual = 2 if model.residual_dtype == "bfloat16" else 4
-    spread = parallel.tensor if parallel.sequence else 1
-    sharded = 3 * model.hidden + 4 * model.groups * model.head_size + 3 * model.ffn_size
-    whole = tokens * ((4 * residual + 4 * width) * model.hidden // spread + width * sharded // parallel.tensor)
-    layers = -(-model.layers // parallel.pipeline)
-    kept = layers * tokens * residual * model.hidden // spread + whole if training.recompute == "full" else layers * whole
-    accumulated = training.global_batch // (training.micro_batch * readers)
-    in_flight = min(parallel.pipeline, accumulated)
-    return kept * in_flight + 2 * 4 * tokens * vocabulary // parallel.tensor
+    model, width = share.recipe.model, share.width
+    ngpt = model.arch == "ngpt"
+    queries, keys = model.heads * model.head_size, model.groups * model.head_size
+    streams, norms = (6, 8) if ngpt else (4, 2)
+    if ngpt and model.update == "slerp":
+        alias = width == _FP32 and not share.sequence  # then h is the input of the products, and counted there
+        streams, norms = (16 if alias else 18), 16
+    stream = _FP32 * (streams * model.hidden + norms) // (share.tensor if share.sequence else 1)
+    heads = width * (2 * queries + 2 * keys) + _FP32 * model.heads
+    if ngpt:
+        heads += _FP32 * (3 * queries + 2 * keys + 2 * (model.heads + model.groups))
+    return 2 * width * model.hidden + stream + (heads + 4 * width * model.ffn_size) // share.tensor
+
+
+def _head_bytes(share: Share) -> int:
+    """What the head and the loss keep, bytes a token, besides the logits: the head's input (the baseline: and of its norm), targets and
+    two sums."""
+    hidden = share.recipe.model.hidden
+    norm = 0 if share.recipe.model.arch == "ngpt" else _FP32 * (2 * hidden + 1) // (share.tensor if share.sequence else 1)
+    return share.width * hidden + norm + 16
