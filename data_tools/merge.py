@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.arguments import named_twice
 from megatron_ngpt.data.indexed import IndexedDataset, pair_paths, read_meta
 from megatron_ngpt.data.order import Permutation, derived_numbers
 from megatron_ngpt.data.writer import IndexedWriter
@@ -41,6 +42,8 @@ def merge(
     """
     scratch = scratch or f"{output}.merging"
     datasets = [IndexedDataset(prefix) for prefix in prefixes]
+    if twice := named_twice([f"{prefix}.bin" for prefix in prefixes]):
+        raise ConfigError(*twice)
     if pair_paths(output)[1].exists():
         raise ConfigError(f"--output {output}: {output}.idx exists; choose another prefix, or remove the dataset first")
     meta = merged_meta(prefixes, keep_meta)

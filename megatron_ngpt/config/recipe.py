@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+NotNegative = Annotated[int, Field(ge=0, lt=2**31)]
 Rate = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -142,7 +142,7 @@ class Training(Section):
     steps: Positive = Field(1000, description="optimiser steps of the whole run")
     global_batch: Positive = Field(32, description="sequences a step trains on, over all ranks")
     micro_batch: Positive = Field(4, description="sequences a data rank puts through one forward pass")
-    seed: NotNegative = Field(0, lt=2**63, description="fixes the initial model and the order of the data")
+    seed: int = Field(0, ge=0, lt=2**63, description="fixes the initial model and the order of the data")
     eval_every: NotNegative = Field(0, description="steps between evaluations; 0 = none")
     eval_batches: Positive = Field(10, description="global batches an evaluation reads from each validation dataset")
     log_every: Positive = Field(1, description="steps between lines of metrics.jsonl")

@@ -151,3 +151,12 @@ def test_datasets_of_different_tokenizers_do_not_merge(tmp_path):
     prefixes = [write_dataset(tmp_path / name, [[1]], tokenizer_sha256=name * 64) for name in "ab"]
     with pytest.raises(ConfigError, match="different tokenizers"):
         merge(prefixes, str(tmp_path / "out"))
+
+
+def test_a_dataset_that_is_named_twice_is_refused(tmp_path, run):
+    write_dataset(tmp_path / "a", [[1, 2]])
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"link{suffix}").symlink_to(tmp_path / f"a{suffix}")
+    for other in (tmp_path / "a", f"{tmp_path}/./a", tmp_path / "link"):
+        outcome = run("merge", "--input", tmp_path / "a", other, "--output", tmp_path / "out")
+        assert outcome.code == 2 and "its documents would be there twice" in outcome.err and not (tmp_path / "out.idx").exists()
