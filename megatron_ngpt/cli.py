@@ -99,10 +99,13 @@ def check(
     Prints one line: layout, parameters, memory a rank. Keys are set with --section.key=value.
     """
     from megatron_ngpt.training.entry import parse
-    from megatron_ngpt.training.preflight import preflight, summary
+    from megatron_ngpt.training.preflight import in_use, preflight, space_warnings, summary
 
     arguments = parse([recipe, *context.args])
-    print(summary(preflight(arguments.recipe, arguments.overrides, ranks)))
+    ready = preflight(arguments.recipe, arguments.overrides, ranks)
+    print(summary(ready))
+    for line in (*space_warnings(ready), *in_use(ready)):
+        print(line, file=sys.stderr)
 
 
 @app.command()

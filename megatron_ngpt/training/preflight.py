@@ -1,14 +1,12 @@
 """Everything about a run that can be refused, refused before torch and DeepSpeed are imported."""
 
-import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ngpt.checkpoint.catalogue import Catalogue
 from megatron_ngpt.checkpoint.exported import differences, read_config, tensor_files
-from megatron_ngpt.checkpoint.ownership import Ownership
+from megatron_ngpt.checkpoint.ownership import Ownership, user_of
 from megatron_ngpt.config import rules
 from megatron_ngpt.config.costs.memory import memory
 from megatron_ngpt.config.costs.share import Share
@@ -20,6 +18,7 @@ from megatron_ngpt.config.load import Reading, read_recipe
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.data.batches import check_data, model_vocabulary, training_batches
 from megatron_ngpt.errors import ConfigError, DataError
+from megatron_ngpt.training.directory import nearest, output_problems
 from megatron_ngpt.training.record import continued
 from megatron_ngpt.training.schedule import last_rate
 
@@ -85,10 +84,23 @@ def _moved(ready: Ready) -> str:
 
 
 def space_warnings(ready: Ready) -> list[str]:
-    """A line if not one more checkpoint of the model finds room: no reason to refuse a run that others may make room for."""
-    output = Path(ready.recipe.training.output)
-    free, needed = shutil.disk_usage(_nearest(output)).free, checkpoint_bytes(ready.recipe.model, ready.vocabulary)
-    return [f"warning: {_gib(free)} are free in {output}, and a checkpoint takes {_gib(needed)}"] if free < needed else []
+    """A line if the checkpoints that the run keeps, and the one that it writes, find no room: no reason to refuse a run that others may
+    make room for."""
+    recipe = ready.recipe
+    catalogue = Catalogue(Path(recipe.training.output))
+    where, one = nearest(catalogue.directory), checkpoint_bytes(recipe.model, ready.vocabulary)
+    more = recipe.checkpoint.keep + 1 - min(recipe.checkpoint.keep, len(catalogue.named()))
+    free = shutil.disk_usage(where).free
+    if free >= more * one:
+        return []
+    asked = f"checkpoint.keep = {recipe.checkpoint.keep} and one that is being written take {_gib(more * one)} more, {_gib(one)} each"
+    return [f"warning: {_gib(free)} are free in {where}: {asked}"]
+
+
+def in_use(ready: Ready) -> list[str]:
+    """A line if another run has the run directory just now, as far as a first look can tell."""
+    user = user_of(Path(ready.recipe.training.output))
+    return [f"warning: training.output = {ready.recipe.training.output} is in use by {user}"] if user else []
 
 
 def _further_problems(recipe: Recipe, ranks: int) -> list[str]:
@@ -100,7 +112,7 @@ def _further_problems(recipe: Recipe, ranks: int) -> list[str]:
         problems += error.problems
     problems += rules.problems(recipe, choice, ranks)
     problems += check_data(recipe)
-    problems += _output_problems(recipe)
+    problems += output_problems(Path(recipe.training.output))
     problems += _checkpoint_problems(recipe)
     return problems
 
@@ -108,27 +120,6 @@ def _further_problems(recipe: Recipe, ranks: int) -> list[str]:
 def _follows_from(line: str, reading: Reading) -> bool:
     """Whether a problem may only come from the default that stands in for a wrong key."""
     return any(key in line for key in reading.replaced)
-
-
-def _output_problems(recipe: Recipe) -> list[str]:
-    """Whether the run directory can be written: tried in it, or in the nearest directory above it that exists."""
-    output = Path(recipe.training.output)
-    os.fsencode(output)  # a name that this environment cannot write is told at the door
-    existing = _nearest(output)
-    key = f"training.output = {recipe.training.output}"
-    if not existing.is_dir():
-        return [f"{key}: {existing} is a file; choose a directory that can be made or written"]
-    try:
-        with tempfile.TemporaryDirectory(prefix=".ngpt-", dir=existing):
-            pass
-    except OSError as error:
-        return [f"{key}: cannot write in {existing}: {error.strerror}; choose a directory that can be made or written"]
-    return []
-
-
-def _nearest(path: Path) -> Path:
-    """The path, or the nearest directory above it that exists."""
-    return next(found for found in (path, *path.absolute().parents) if found.exists())
 
 
 def _check_continues(recipe: Recipe) -> None:
@@ -148,7 +139,7 @@ def _checkpoint_problems(recipe: Recipe) -> list[str]:
         if steps:
             problems.append(
                 f"checkpoint.resume = never: {output} has checkpoints up to {steps[-1].name}, which a new run would overwrite; "
-                f"to go on from there say --checkpoint.resume=auto, to start afresh choose another training.output"
+                f"choose another training.output, or resume: auto to go on from there (--checkpoint.resume=auto)"
             )
     elif Catalogue(output).named():
         return []  # which win over what the run began with

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 from megatron_ngpt.checkpoint.catalogue import Catalogue
+from megatron_ngpt.checkpoint.ownership import claim
 from megatron_ngpt.checkpoint.seal import seal
 from megatron_ngpt.config.costs.work import checkpoint_bytes
 from megatron_ngpt.data.batches import training_batches
 from megatron_ngpt.errors import CheckpointError, ConfigError
-from megatron_ngpt.training.preflight import preflight, space_warnings, summary
+from megatron_ngpt.training.preflight import in_use, preflight, space_warnings, summary
 from megatron_ngpt.training.record import continued, state_of
 
 SHAPE = {"model_type": "ngpt", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
@@ -84,11 +85,58 @@ def test_no_problem_is_invented_from_the_default_of_a_wrong_key(good_recipe):
 
 def test_a_disk_without_room_for_a_checkpoint_is_told(good_recipe, monkeypatch):
     ready = preflight(str(good_recipe), [], 1)
-    needed = checkpoint_bytes(ready.recipe.model, ready.vocabulary)
+    needed = (ready.recipe.checkpoint.keep + 1) * checkpoint_bytes(ready.recipe.model, ready.vocabulary)
     for free, lines in ((needed, 0), (needed - 1, 1)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         assert len(space_warnings(ready)) == lines
     assert "a checkpoint takes" in summary(ready)
+
+
+def make(path, kind):
+    """Something that no run can write, whoever it runs as."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    {"file": path.touch, "directory": path.mkdir, "dangling link": lambda: path.symlink_to(path.parent / "gone" / "far"),
+     "read-only": lambda: path.symlink_to("/proc/sys/kernel")}[kind]()
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    *((name, kind) for name in ("checkpoints", "logs", "tensorboard") for kind in ("file", "dangling link", "read-only")),
+    *((name, kind) for name in ("metrics.jsonl", "recipe.yaml", "logs/rank-00000.log") for kind in ("directory", "dangling link")),
+])
+def test_writability_is_tried_where_things_are_written(good_recipe, tmp_path, name, kind):
+    make(tmp_path / "run" / name, kind)
+    before = sorted(tmp_path.rglob("*"))
+    found = problems(str(good_recipe), [f"--training.output={tmp_path}/run"], 1)
+    assert len(found) == 1 and found[0].startswith(f"training.output = {tmp_path}/run: ") and str(tmp_path / "run" / name) in found[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_room_is_looked_for_where_checkpoints_lie(good_recipe, tmp_path, monkeypatch):
+    other, options = tmp_path / "large", [f"--training.output={tmp_path}/run", "--checkpoint.keep=3"]
+    (tmp_path / "run").mkdir()
+    other.mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(other)
+    ready = preflight(str(good_recipe), options, 1)
+    one, asked = checkpoint_bytes(ready.recipe.model, ready.vocabulary), []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=4 * one - 1))
+    assert "checkpoint.keep = 3 and one that is being written take" in space_warnings(ready)[0]
+    assert asked[0].resolve() == other
+    (other / "step-00000001").mkdir()
+    assert space_warnings(ready) == []
+
+
+def test_a_run_directory_in_use_is_told_by_checking(good_recipe, tmp_path):
+    ready = preflight(str(good_recipe), [f"--training.output={tmp_path}"], 1)
+    owner = claim(tmp_path, "a")
+    assert "is in use by process" in in_use(ready)[0]
+    owner.release()
+    assert in_use(ready) == []
+
+
+def test_what_a_run_began_with_may_be_gone_once_it_has_checkpoints_of_its_own(good_recipe, run):
+    for gone in ("--checkpoint.resume=/gone", "--checkpoint.initial=/gone"):
+        assert preflight(str(good_recipe), [*run, gone], 1).recipe.checkpoint.keep
+        assert "/gone" in problems(str(good_recipe), [gone], 1)[0]
 
 
 @pytest.fixture
