@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from megatron_ngpt.model.attention import causal_attention
 from megatron_ngpt.model.blocks import Block
 from megatron_ngpt.model.decoder import Decoder
-from megatron_ngpt.model.rotary import Rotation, rotation_table
+from megatron_ngpt.model.rotary import rotation_table
+from megatron_ngpt.model.window import Window
 
 GROWTH = 1.5  # of the memory, where more tokens come than there is room for
 LEAST_CAPACITY = 256
@@ -67,8 +68,8 @@ class KeyValueCache:
             if isinstance(layer, Block)
         ]
 
-    def extend(self, tokens: int) -> Rotation:
-        """Let the next call of each layer add `tokens` to every row; returns the rotation of their positions."""
+    def extend(self, tokens: int) -> Window:
+        """Let the next call of each layer add `tokens` to every row; returns their window."""
         positions_BT = self.lengths.unsqueeze(1) + torch.arange(tokens)
         self.fresh = not self.lengths.any()
         self.end = int(self.lengths.max()) + tokens
@@ -81,7 +82,7 @@ class KeyValueCache:
         if not self.fresh and not (even and tokens == 1):
             self.mask = (torch.arange(self.end, device=self.device) <= self.positions_BT.unsqueeze(-1)).unsqueeze(1)
         cos, sin = self._table
-        return cos[self.positions_BT], sin[self.positions_BT]
+        return Window(cos[self.positions_BT], sin[self.positions_BT])
 
     def _grow(self) -> None:
         wanted = max(self.end, LEAST_CAPACITY, int(self.capacity * GROWTH))

@@ -5,8 +5,9 @@ import torch
 from megatron_ngpt.inference.cache import KeyValueCache
 from megatron_ngpt.inference.ranks import through_stages, whole_vocabulary
 from megatron_ngpt.model.blocks import Block
-from megatron_ngpt.model.decoder import Decoder
+from megatron_ngpt.model.decoder import Decoder, run_layers
 from megatron_ngpt.model.ends import Head
+from megatron_ngpt.model.window import window_of
 
 
 def pad(rows: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,13 +22,13 @@ def extend(module: Decoder, cache: KeyValueCache, tokens_BT: torch.Tensor, count
 
     Each row's first `counts` tokens (int64 [B], on the CPU) follow those in the cache; what is behind them is padding.
     """
-    rotation = cache.extend(tokens_BT.shape[1])
+    window = cache.extend(tokens_BT.shape[1])
 
     def run(state: torch.Tensor) -> torch.Tensor:
         pasts = iter(cache.layers)
         for layer in module.layers:
             if isinstance(layer, Block):
-                state = layer.step(state, rotation, None, next(pasts))
+                state = layer.step(state, window, next(pasts))
             elif not isinstance(layer, Head):
                 state = layer(state)
         return state
@@ -46,11 +47,5 @@ def next_logits(module: Decoder, h_BTD: torch.Tensor, counts: torch.Tensor) -> t
 
 def logits(module: Decoder, tokens_BT: torch.Tensor, documents_BT: torch.Tensor | None = None) -> torch.Tensor | None:
     """Logits [B, T, V] of each tensor rank's vocabulary entries on the last stage, None on the others; documents are kept apart."""
-
-    def run(state: torch.Tensor) -> torch.Tensor:
-        state = state if documents_BT is None else (state, documents_BT)
-        for layer in module.layers:
-            state = layer(state)
-        return state[0] if isinstance(state, tuple) else state
-
-    return through_stages(module, tokens_BT, run)
+    window = window_of(module.blueprint, tokens_BT.shape[1], documents_BT, module)
+    return through_stages(module, tokens_BT, lambda x: run_layers(module.layers, x, window))

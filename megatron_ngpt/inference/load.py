@@ -121,4 +121,4 @@ def _stage(blueprint: Blueprint) -> slice:
     """The layers of this rank's pipeline stage, divided as in training."""
     axis = blueprint.grid.pipeline
     bounds = stages_of(blueprint.model, blueprint.vocabulary, axis.size)
-    return slice(bounds[axis.rank], bounds[axis.rank + 1])
+    return slice(bounds[axis.rank], bounds[axis.after])

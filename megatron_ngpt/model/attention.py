@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from megatron_ngpt.model.blueprint import Blueprint
-from megatron_ngpt.model.rotary import Rotation, rotate
+from megatron_ngpt.model.rotary import rotate
 from megatron_ngpt.model.scales import effective
+from megatron_ngpt.model.window import Window
 from megatron_ngpt.parallel.linear import ColumnParallelLinear, RowParallelLinear, enter_region, leave_region
 from megatron_ngpt.parallel.placement import parameter
 from megatron_ngpt.sphere.geometry import inverse_norm
@@ -37,18 +38,15 @@ class Attention(nn.Module):
         self.o_proj = RowParallelLinear(record[f"{name}.o_proj.weight"], axis)
         self.softmax_scale = model.head_size**-0.5
 
-    def forward(
-        self, h_BTD: torch.Tensor, rotation: Rotation, documents_BT: torch.Tensor | None = None, past: Past | None = None
-    ) -> torch.Tensor:
-        """The attention's output [B, T, D]; `documents` masks attention across documents, `rotation` restarts positions there. With a
-        `past` the tokens follow those that it keeps."""
+    def forward(self, h_BTD: torch.Tensor, window: Window, past: Past | None = None) -> torch.Tensor:
+        """The attention's output [B, T, D]. With a `past` the tokens follow those that it keeps."""
         x_BTD = enter_region(h_BTD.to(self.q_proj.weight.dtype), self.axis, self.sequence)
         q_BTHK = self.q_proj(x_BTD).unflatten(-1, (self.heads, self.head_size))
         k_BTGK = self.k_proj(x_BTD).unflatten(-1, (self.groups, self.head_size))
         v_BTGK = self.v_proj(x_BTD).unflatten(-1, (self.groups, self.head_size))
-        q_BTHK, k_BTGK = self.position(q_BTHK, k_BTGK, *rotation)
+        q_BTHK, k_BTGK = self.position(q_BTHK, k_BTGK, window.cos, window.sin)
         if past is None:
-            a_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, self.softmax_scale, documents_BT)
+            a_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, self.softmax_scale, window.mask_B1TT)
         else:
             a_BTHK = past.attend(q_BTHK, k_BTGK, v_BTGK, self.softmax_scale)
         return leave_region(self.o_proj(a_BTHK.flatten(-2)), self.axis, self.sequence)
@@ -79,19 +77,15 @@ class NormalizedAttention(Attention):
 
 
 def causal_attention(
-    q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor, scale: float, documents_BT: torch.Tensor | None
+    q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor, scale: float, mask_B1TT: torch.Tensor | None
 ) -> torch.Tensor:
-    """softmax(scale · q kᵀ + mask) v through torch's fused kernels, [B, T, H, K]; each token sees its own document's past only."""
-    mask = None
-    if documents_BT is not None:
-        same = documents_BT.unsqueeze(2) == documents_BT.unsqueeze(1)
-        mask = same.tril_().unsqueeze(1)
+    """softmax(scale · q kᵀ + mask) v through torch's fused kernels, [B, T, H, K]; without a mask each token sees all up to itself."""
     out = F.scaled_dot_product_attention(
         q_BTHK.transpose(1, 2),
         k_BTGK.transpose(1, 2),
         v_BTGK.transpose(1, 2),
-        attn_mask=mask,
-        is_causal=mask is None,
+        attn_mask=mask_B1TT,
+        is_causal=mask_B1TT is None,
         scale=scale,
         enable_gqa=q_BTHK.shape[2] != k_BTGK.shape[2],
     )

@@ -8,8 +8,8 @@ from torch.utils.checkpoint import checkpoint
 from megatron_ngpt.model.attention import Attention, NormalizedAttention, Past
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.feed_forward import FeedForward, NormalizedFeedForward
-from megatron_ngpt.model.rotary import Rotation, rotation_of
 from megatron_ngpt.model.scales import effective
+from megatron_ngpt.model.window import Window
 from megatron_ngpt.parallel.placement import parameter
 from megatron_ngpt.parallel.regions import copy_to_ranks
 from megatron_ngpt.sphere.geometry import lerp_step, slerp_step, unit
@@ -44,21 +44,11 @@ class Block(nn.Module):
         self.build(blueprint, f"model.layers.{number}")
         self._run = torch.compile(self.step) if blueprint.compile else self.step
 
-    def forward(self, state):
-        """(h [B, T, D], documents [B, T]), or h alone where documents are not masked; returns the same."""
-        h_BTD, documents_BT = state if self.blueprint.mask_documents else (state, None)
-        rotation = self._rotation(h_BTD, documents_BT)
+    def forward(self, h_BTD: torch.Tensor, window: Window) -> torch.Tensor:
+        """One block on h [B, T, D], or on this rank's slice of the sequence."""
         if self.blueprint.recompute and torch.is_grad_enabled():
-            h_BTD = checkpoint(self._run, h_BTD, rotation, documents_BT, use_reentrant=False, preserve_rng_state=False)
-        else:
-            h_BTD = self._run(h_BTD, rotation, documents_BT)
-        return (h_BTD, documents_BT) if self.blueprint.mask_documents else h_BTD
-
-    def _rotation(self, h_BTD: torch.Tensor, documents_BT: torch.Tensor | None) -> Rotation:
-        """Out of the compiled part, where a cached table would be computed anew by every block."""
-        slices = self.blueprint.grid.tensor.size if self.blueprint.sequence else 1
-        model = self.blueprint.model
-        return rotation_of(h_BTD.shape[1] * slices, model.head_size, model.rope_base, h_BTD.device, documents_BT)
+            return checkpoint(self._run, h_BTD, window, use_reentrant=False, preserve_rng_state=False)
+        return self._run(h_BTD, window)
 
 
 class NormalizedBlock(Block):
@@ -70,12 +60,10 @@ class NormalizedBlock(Block):
         self.mlp = NormalizedFeedForward(blueprint, f"{name}.mlp")
         self.move = {"lerp": lerp_step, "slerp": slerp_step}[blueprint.model.update]
 
-    def step(
-        self, h_BTD: torch.Tensor, rotation: Rotation, documents_BT: torch.Tensor | None, past: Past | None = None
-    ) -> torch.Tensor:
+    def step(self, h_BTD: torch.Tensor, window: Window, past: Past | None = None) -> torch.Tensor:
         """One block on h [B, T, D], which is on the sphere before and after."""
         dtype = self.blueprint.residual_dtype
-        attended = unit(self.self_attn(h_BTD, rotation, documents_BT, past))
+        attended = unit(self.self_attn(h_BTD, window, past))
         h_BTD = self.move(h_BTD, attended, self._rates(self.self_attn.alpha)).to(dtype)
         return self.move(h_BTD, unit(self.mlp(h_BTD)), self._rates(self.mlp.alpha)).to(dtype)
 
@@ -93,10 +81,8 @@ class BaselineBlock(Block):
         self.post_attention_layernorm = RMSNorm(blueprint, f"{name}.post_attention_layernorm")
         self.mlp = FeedForward(blueprint, f"{name}.mlp")
 
-    def step(
-        self, h_BTD: torch.Tensor, rotation: Rotation, documents_BT: torch.Tensor | None, past: Past | None = None
-    ) -> torch.Tensor:
+    def step(self, h_BTD: torch.Tensor, window: Window, past: Past | None = None) -> torch.Tensor:
         """One block on h [B, T, D]."""
         dtype = self.blueprint.residual_dtype
-        h_BTD = (h_BTD + self.self_attn(self.input_layernorm(h_BTD), rotation, documents_BT, past)).to(dtype)
+        h_BTD = (h_BTD + self.self_attn(self.input_layernorm(h_BTD), window, past)).to(dtype)
         return (h_BTD + self.mlp(self.post_attention_layernorm(h_BTD))).to(dtype)

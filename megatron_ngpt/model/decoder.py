@@ -1,20 +1,23 @@
 """One layer list, and its assembly as a plain module; `pipeline.py` assembles the same list over stages."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
-from megatron_ngpt.model.blocks import BaselineBlock, NormalizedBlock
+from megatron_ngpt.model.blocks import BaselineBlock, Block, NormalizedBlock
 from megatron_ngpt.model.blueprint import Blueprint
-from megatron_ngpt.model.ends import Embedding, Head
+from megatron_ngpt.model.ends import BaselineHead, Embedding, NormalizedHead
+from megatron_ngpt.model.window import Window, window_of
 
 Layer = tuple[type[nn.Module], tuple]  # a kind of layer and what its constructor takes
 
 
 def layer_list(blueprint: Blueprint) -> list[Layer]:
     """Embedding, blocks, head, in order."""
-    block = {"ngpt": NormalizedBlock, "gpt": BaselineBlock}[blueprint.model.arch]
+    block, head = {"ngpt": (NormalizedBlock, NormalizedHead), "gpt": (BaselineBlock, BaselineHead)}[blueprint.model.arch]
     blocks = [(block, (blueprint, number)) for number in range(blueprint.model.layers)]
-    return [(Embedding, (blueprint,)), *blocks, (Head, (blueprint,))]
+    return [(Embedding, (blueprint,)), *blocks, (head, (blueprint,))]
 
 
 class Decoder(nn.Module):
@@ -27,7 +30,12 @@ class Decoder(nn.Module):
 
     def forward(self, batch) -> torch.Tensor:
         """Logits [B, T, V] of this tensor rank's vocabulary entries, from tokens [B, T] (or (tokens, documents) under `mask`)."""
-        state = batch
-        for layer in self.layers:
-            state = layer(state)
-        return state
+        tokens_BT, documents_BT = batch if self.blueprint.mask_documents else (batch, None)
+        return run_layers(self.layers, tokens_BT, window_of(self.blueprint, tokens_BT.shape[1], documents_BT, self))
+
+
+def run_layers(layers: Iterable[nn.Module], x: torch.Tensor, window: Window) -> torch.Tensor:
+    """Tokens [B, T] or hidden states [B, T, D] through some of the layer list, in order."""
+    for layer in layers:
+        x = layer(x, window) if isinstance(layer, Block) else layer(x)
+    return x

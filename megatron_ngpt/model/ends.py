@@ -7,7 +7,7 @@ from megatron_ngpt.model.blocks import RMSNorm
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.scales import effective
 from megatron_ngpt.parallel.linear import enter_region
-from megatron_ngpt.parallel.placement import parameter
+from megatron_ngpt.parallel.placement import parameter, place
 from megatron_ngpt.parallel.products import product
 from megatron_ngpt.parallel.vocabulary import HiddenParallelEmbedding, VocabularyParallelEmbedding, cross_entropy
 
@@ -21,44 +21,57 @@ class Embedding(nn.Module):
         kind = {"vocab": VocabularyParallelEmbedding, "hidden": HiddenParallelEmbedding}[blueprint.model.embedding_shard]
         self.embed_tokens = kind(blueprint.parameters["model.embed_tokens.weight"], blueprint.grid.tensor, blueprint.sequence)
 
-    def forward(self, batch):
-        """(tokens [B, T], documents [B, T]), or tokens alone where documents are not masked; h takes the tokens' place."""
-        tokens_BT, documents_BT = batch if self.blueprint.mask_documents else (batch, None)
-        h_BTD = self.embed_tokens(tokens_BT).to(self.blueprint.residual_dtype)
-        return (h_BTD, documents_BT) if self.blueprint.mask_documents else h_BTD
+    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """h [B, T, D], or this rank's slice of the sequence."""
+        return self.embed_tokens(tokens_BT).to(self.blueprint.residual_dtype)
 
 
 class Head(nn.Module):
-    """h to the logits [B, T, V] of this rank's vocabulary entries, padding left out: a logit of −∞ without computing it."""
+    """What both kinds share: h to the logits [B, T, V] of this rank's vocabulary entries, in the weight's dtype, padding left out: a
+    logit of −∞ without computing it."""
 
     def __init__(self, blueprint: Blueprint):
         super().__init__()
-        self.blueprint = blueprint
+        self.blueprint, self.axis = blueprint, blueprint.grid.tensor
+        self.weight = parameter(blueprint.parameters["lm_head.weight"], self.axis)
+        self.entries = local_vocabulary(blueprint)[1]
         self._product = torch.compile(product) if blueprint.compile else product
-        record, axis = blueprint.parameters, blueprint.grid.tensor
-        if blueprint.model.arch == "gpt":
-            self.norm = RMSNorm(blueprint, "model.norm")
-        self.weight = parameter(record["lm_head.weight"], axis)
-        if blueprint.model.arch == "ngpt":
-            self.logit_scale = parameter(record["logit_scale"], axis)
 
-    def forward(self, state) -> torch.Tensor:
-        """Logits in the weight's dtype."""
-        h_BTD = state[0] if self.blueprint.mask_documents else state
-        if self.blueprint.model.arch == "gpt":
-            h_BTD = self.norm(h_BTD)
-        x_BTD = enter_region(h_BTD.to(self.weight.dtype), self.blueprint.grid.tensor, self.blueprint.sequence)
-        real = local_vocabulary(self.blueprint)[1]
-        scale = effective(self.logit_scale)[:real] if self.blueprint.model.arch == "ngpt" else None
-        return self._product(x_BTD, self.weight[:real], scale)
+    def logits(self, h_BTD: torch.Tensor, scale_V: torch.Tensor | None) -> torch.Tensor:
+        """scale ∘ (W h)."""
+        x_BTD = enter_region(h_BTD.to(self.weight.dtype), self.axis, self.blueprint.sequence)
+        return self._product(x_BTD, self.weight[: self.entries], scale_V)
+
+
+class NormalizedHead(Head):
+    """nGPT: no norm, since h is on the sphere; logits scaled by s_z."""
+
+    def __init__(self, blueprint: Blueprint):
+        super().__init__(blueprint)
+        self.logit_scale = parameter(blueprint.parameters["logit_scale"], self.axis)
+
+    def forward(self, h_BTD: torch.Tensor) -> torch.Tensor:
+        """s_z ∘ (W h)."""
+        return self.logits(h_BTD, effective(self.logit_scale)[: self.entries])
+
+
+class BaselineHead(Head):
+    """The last norm, and the logits."""
+
+    def __init__(self, blueprint: Blueprint):
+        super().__init__(blueprint)
+        self.norm = RMSNorm(blueprint, "model.norm")
+
+    def forward(self, h_BTD: torch.Tensor) -> torch.Tensor:
+        """W RMSNorm(h)."""
+        return self.logits(self.norm(h_BTD), None)
 
 
 def local_vocabulary(blueprint: Blueprint) -> tuple[int, int]:
     """(first entry, number of entries) of the vocabulary whose logits this tensor rank computes."""
-    axis = blueprint.grid.tensor
-    here = blueprint.parameters["lm_head.weight"].local_shape(axis.size)[0]
-    first = axis.rank * here
-    return first, max(0, min(here, blueprint.vocabulary - first))
+    box = place(blueprint.parameters["lm_head.weight"], blueprint.grid.tensor)
+    first = box.offset[0]
+    return first, max(0, min(box.local[0], blueprint.vocabulary - first))
 
 
 class Loss:

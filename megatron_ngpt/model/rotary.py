@@ -4,11 +4,9 @@ from functools import lru_cache
 
 import torch
 
-Rotation = tuple[torch.Tensor, torch.Tensor]  # cos and sin of each position's angles, fp32 [T, K] or [B, T, K]
-
 
 @lru_cache(maxsize=8)
-def rotation_table(context: int, head_size: int, base: float, device: torch.device) -> Rotation:
+def rotation_table(context: int, head_size: int, base: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of every position's angles, fp32 [context, K] each, the second half repeating the first."""
     frequencies = base ** (-torch.arange(0, head_size, 2, device=device, dtype=torch.float64) / head_size)
     angles = torch.arange(context, device=device, dtype=torch.float64).outer(frequencies).repeat(1, 2)
@@ -28,12 +26,3 @@ def document_positions(documents_BT: torch.Tensor) -> torch.Tensor:
     starts = torch.ones_like(documents_BT, dtype=torch.bool)
     starts[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
     return index - torch.where(starts, index, 0).cummax(1).values
-
-
-def rotation_of(context: int, head_size: int, base: float, device: torch.device, documents_BT: torch.Tensor | None) -> Rotation:
-    """The rotation of a window's positions; with documents, each counts its own."""
-    cos, sin = rotation_table(context, head_size, base, device)
-    if documents_BT is None:
-        return cos, sin
-    positions_BT = document_positions(documents_BT)
-    return cos[positions_BT], sin[positions_BT]

@@ -38,7 +38,12 @@ class Axis:
     def share(self, total: int) -> slice:
         """This rank's run of `total` things, all runs of one length but for what the last ones lack."""
         each = -(-total // self.size)
-        return slice(min(total, self.rank * each), min(total, (self.rank + 1) * each))
+        start = self.start(each)
+        return slice(min(total, start), min(total, start + each))
+
+    def start(self, each: int) -> int:
+        """Where this rank's things start, if every rank has `each`."""
+        return self.rank * each
 
     def turns(self, total: int) -> range:
         """The numbers of this rank's things, of `total` that the slice's ranks take in turn."""

@@ -35,7 +35,7 @@ def before_weights_move(optimizer, base: torch.optim.Optimizer, parameters: list
     if optimizer is base:
 
         def hook(*_) -> None:
-            judge(sum_of_squares([p.grad for p in parameters if p.grad is not None and p.model_parallel], parameters[0].device) / replicas)
+            judge(sum_of_squares([p.grad for p in parameters if p.grad is not None and p.counted], parameters[0].device) / replicas)
 
         base.register_step_pre_hook(hook)
     elif hasattr(optimizer, "scaled_global_norm"):

@@ -39,19 +39,19 @@ class Placement:
 def place(record: ParameterRecord, axis: Axis) -> Placement:
     """The box that this rank of the tensor `axis` holds."""
     local = record.local_shape(axis.size)
-    offset = tuple(axis.rank * size if dim == record.cut else 0 for dim, size in enumerate(local))
+    offset = tuple(axis.start(size) if dim == record.cut else 0 for dim, size in enumerate(local))
     return Placement(record, local, offset, sharded=record.cut is not None and axis.size > 1)
 
 
 def parameter(record: ParameterRecord, axis: Axis) -> nn.Parameter:
     """A parameter of zeros that remembers its placement, and with it its record; values come later, through the shards map.
 
-    DeepSpeed counts a parameter in the gradient norm of every tensor rank if it is flagged `model_parallel`, else only where its
-    "model parallel rank" is 0. In a pipeline that rank also counts stages, so replicas are flagged on tensor rank 0 of each stage:
-    then every number is counted exactly once in every layout.
+    `counted`: this rank's numbers are part of the gradient norm, so that each number is counted once in every layout: shards
+    everywhere, replicas on tensor rank 0 of each stage. DeepSpeed knows it as `model_parallel`: flagged parameters count on every rank,
+    others only where its "model parallel rank" is 0, which in a pipeline counts stages too.
     """
     placement = place(record, axis)
     made = nn.Parameter(torch.zeros(placement.local))
     made.placement = placement
-    made.model_parallel = placement.sharded or axis.rank == 0
+    made.counted = made.model_parallel = placement.sharded or axis.first
     return made

@@ -77,7 +77,7 @@ class Update:
     """Makes updates with `base` under the `optimizer` that DeepSpeed made of it.
 
     Args:
-        module: the model, whose parameters' `model_parallel` says which gradients this rank counts.
+        module: the model, whose parameters' `counted` says which gradients this rank counts.
         clip: the largest gradient norm, 0 for any.
         tangent: project gradients on the sphere's tangent space.
         verdict: from the loss and the norm of all ranks (fp32 scalars), whether nothing may move.

@@ -8,8 +8,8 @@ import torch
 from megatron_ngpt.config.recipe import Scales
 from megatron_ngpt.model.attention import causal_attention
 from megatron_ngpt.model.decoder import Decoder
-from megatron_ngpt.model.rotary import rotation_table
 from megatron_ngpt.model.scales import effective
+from megatron_ngpt.model.window import document_mask, window_of
 from tests.model import equations
 from tests.model.equations import norm, softmax_attention
 from tests.model.small import SHAPE, blueprint, tokens, trained
@@ -40,8 +40,8 @@ def test_a_part_equals_its_equation_in_value_and_gradients(name):
     ours, theirs = h.float().requires_grad_(), h.requires_grad_()
     used = [(n, p) for n, p in part.named_parameters() if "alpha" not in n or "block" in name]  # α is the block's business
     weights = {n: p.detach().double().requires_grad_() for n, p in used}
-    rotation = [rotation_table(T, K, 10000.0, h.device)] if name == "ngpt attention" else []
-    found, wanted = part(ours, *rotation), equation(theirs, weights)
+    window = [window_of(plan, T, None, part)] if "block" in name or "attention" in name else []
+    found, wanted = part(ours, *window), equation(theirs, weights)
     given = torch.randn(wanted.shape, generator=generator, dtype=torch.float64)
     (found * given).sum().backward()
     (wanted * given).sum().backward()
@@ -70,23 +70,28 @@ def test_the_embedding_looks_up_rows_on_the_sphere():
     assert (h.norm(dim=-1) - 1).abs().max() < 1e-6
 
 
+def block_and_window(update):
+    block = trained(blueprint(update=update)).layers[1]
+    return block, window_of(block.blueprint, T, None, block)
+
+
 @pytest.mark.parametrize("update", ["lerp", "slerp"])
 def test_alpha_zero_leaves_h(update):
-    block = trained(blueprint(update=update)).layers[1]
+    block, window = block_and_window(update)
     torch.nn.init.zeros_(block.self_attn.alpha)
     torch.nn.init.zeros_(block.mlp.alpha)
     h = norm(torch.randn(B, T, D, generator=torch.Generator().manual_seed(7)))
-    assert (block(h) - h).abs().max() < 1e-6
+    assert (block(h, window) - h).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("update", ["lerp", "slerp"])
 def test_alphas_sign_does_not_count_and_h_stays_on_the_sphere(update):
-    block = trained(blueprint(update=update)).layers[1]
+    block, window = block_and_window(update)
     h = norm(torch.randn(B, T, D, generator=torch.Generator().manual_seed(7)))
-    out = block(h)
+    out = block(h, window)
     block.self_attn.alpha.data.neg_()
     block.mlp.alpha.data.neg_()
-    assert torch.equal(block(h), out)
+    assert torch.equal(block(h, window), out)
     assert (out.norm(dim=-1) - 1).abs().max() < 1e-6 and (out - h).abs().max() > 1e-3
 
 
@@ -97,7 +102,7 @@ def test_grouped_queries_equal_repeated_heads():
     q, k, v = (torch.randn(B, T, heads, K, generator=torch.Generator().manual_seed(s)) for s, heads in enumerate((H, G, G)))
     repeated = [x.repeat_interleave(H // G, 2) for x in (k, v)]
     documents = torch.tensor([[0] * 4 + [1] * 6, [0] * 10])
-    for given in (None, documents):
+    for given in (None, document_mask(documents, q.dtype)):
         grouped = causal_attention(q, k, v, 0.7, given)
         torch.testing.assert_close(grouped, causal_attention(q, *repeated, 0.7, given), rtol=0, atol=3e-6)
     exact = softmax_attention(q.double(), *(x.double() for x in repeated), 0.7)  # the second row is one document
@@ -106,9 +111,9 @@ def test_grouped_queries_equal_repeated_heads():
 
 def test_a_token_sees_its_own_documents_past_alone():
     q, k, v = (torch.randn(1, T, H, K, generator=torch.Generator().manual_seed(s)).requires_grad_() for s in range(3))
-    documents = torch.tensor([[0] * 4 + [1] * 6])
+    mask = document_mask(torch.tensor([[0] * 4 + [1] * 6]), q.dtype)
     for token in range(T):
-        grad = torch.autograd.grad(causal_attention(q, k, v, 1.0, documents)[0, token].sum(), v)[0]
+        grad = torch.autograd.grad(causal_attention(q, k, v, 1.0, mask)[0, token].sum(), v)[0]
         seen = grad[0].abs().sum((1, 2)).nonzero().flatten().tolist()
         assert seen == list(range(0 if token < 4 else 4, token + 1))
 

@@ -15,13 +15,14 @@ from torch.utils._pytree import tree_leaves
 
 from megatron_ngpt.config.deepspeed_json import engine_config, read_deepspeed
 from megatron_ngpt.config.recipe import Data, Dataset, Model, Recipe, Training
+from megatron_ngpt.model import window
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.model.ends import Loss
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.training.engine import Engine, build_module
 from tests.distributed.corpus import REPOSITORY
-from tests.model.small import SHAPE, VOCABULARY, tokens
+from tests.model.small import SHAPE, VOCABULARY, blueprint, tokens, trained
 from tests.on_ranks import on_ranks
 
 BATCH, LENGTH, LAYERS = 2, 16, 3
@@ -44,9 +45,10 @@ def bytes_kept_between_blocks(sequence: bool) -> tuple[int, int]:
     module = model_on_ranks(sequence, recompute=True)
     kept = []
     h = module.layers[0](tokens(BATCH, LENGTH))
+    whole = window.window_of(module.blueprint, LENGTH, None, module)
     with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         for block in module.layers[1:-1]:
-            h = block(h)
+            h = block(h, whole)
     Loss(module.blueprint)(module.layers[-1](h), tokens(BATCH, LENGTH)).backward()
     stream = {tensor.data_ptr(): tensor.nbytes for tensor in kept if tensor.requires_grad and tensor.shape[-1] == SHAPE["hidden"]}
     rest = {tensor.data_ptr(): tensor.nbytes for tensor in kept if tensor.data_ptr() not in stream}
@@ -60,6 +62,28 @@ def test_sequence_parallelism_divides_what_is_kept_between_blocks(ranks):
     for sequence, stream in ((False, whole), (True, whole // ranks)):
         for found, rest in on_ranks(ranks, bytes_kept_between_blocks, sequence):
             assert found == stream and rest <= table
+
+
+def loss_with_documents(recompute: bool) -> torch.Tensor:
+    module = trained(blueprint(options={"mask_documents": True, "recompute": recompute}, layers=LAYERS))
+    return module((tokens(BATCH, LENGTH), torch.arange(LENGTH).expand(BATCH, LENGTH) // 5)).square().mean()
+
+
+def test_positions_and_masks_of_documents_are_kept_once_for_all_blocks():
+    kept, sizes = [], {"mask": BATCH * LENGTH**2, "angles": BATCH * LENGTH * SHAPE["hidden"] // SHAPE["heads"]}
+    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        loss_with_documents(recompute=False)
+    for what, count in (("mask", 1), ("angles", 2)):  # cosines and sines
+        found = {t.untyped_storage().data_ptr() for t in kept if t.untyped_storage().nbytes() == 4 * sizes[what] and not t.requires_grad}
+        assert len(found) == count, what
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_masks_of_documents_are_made_once_a_batch_however_many_blocks(recompute, monkeypatch):
+    made, original = [], window.document_mask
+    monkeypatch.setattr(window, "document_mask", lambda *given: made.append(given) or original(*given))
+    loss_with_documents(recompute).backward()
+    assert len(made) == 1
 
 
 # Logits.

@@ -40,7 +40,7 @@ def held(matrix: Matrix) -> tuple[HeldWeights, torch.optim.Optimizer, Renormalis
     """A spherical matrix and a scale in one buffer on this rank, and what moves it."""
     weights = HeldWeights([matrix, Matrix("scale", 1, 12, spherical=False)], RankGrid())
     for buffer in weights.buffers:
-        buffer.model_parallel = True
+        buffer.counted = True
     renormaliser = Renormaliser(weights.shards, RankGrid())
     renormaliser.renormalise()
     return weights, torch.optim.SGD(weights.buffers, lr=0.0, fused=True), renormaliser
