@@ -2,7 +2,6 @@
 """Draw the training and validation loss of runs: python launch/plot_loss.py RUN_DIRECTORY ... --output FILE.png (needs matplotlib)."""
 
 import argparse
-import json
 from pathlib import Path
 
 import matplotlib
@@ -10,12 +9,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from megatron_ngpt.monitor.metrics import read_metrics
+
 
 def curve(run: Path, key: str) -> tuple[list[int], list[float]]:
     """Steps and values of one key of a run's metrics.jsonl."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-    return [step for step, _ in found], [value for _, value in found]
+    lines = read_metrics(run, key)
+    return [line["step"] for line in lines], [line[key] for line in lines]
 
 
 def main() -> None:

@@ -1,12 +1,34 @@
-"""`metrics.jsonl`: one JSON object a line, in the order of the steps, readable while the run goes on."""
+"""`metrics.jsonl`: one JSON object a line, in the order of the steps, readable while the run goes on.
+
+A training line has `step` (1-based), `tokens` (seen after it), `loss` (nats a token, mean over the global batch before the update),
+`grad_norm` (before clipping), `lr` (what the update used), `step_seconds`, `tokens_per_second`, `tflops_per_second` (model FLOPs, a device)
+and `max_norm_error` (largest | ‖w‖ − 1 | after rescaling; null without spherical weights). A validation line has `step`, `valid_loss` (nats
+a token, the mean over all datasets) and `valid` (each one's by name).
+"""
 
 import errno
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from megatron_ngpt.foreign import read_json
+
+
+def metrics_file(run: Path) -> Path:
+    """Where a run directory has its metrics."""
+    return run / "metrics.jsonl"
+
+
+def read_metrics(run: Path, key: str | None = None) -> list[dict]:
+    """The lines of a run directory's metrics in order; with a `key`, those that have a value for it (`loss`: training, `valid_loss`:
+    validation). A line that a running writer has not finished is left out. Raises OSError where there is no such file."""
+    found = []
+    for text in metrics_file(run).read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            found.append(json.loads(text))
+    return [line for line in found if key is None or line.get(key) is not None]
 
 
 class MetricsLog:

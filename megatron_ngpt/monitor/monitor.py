@@ -4,11 +4,21 @@ import logging
 from pathlib import Path
 from typing import TextIO
 
-from megatron_ngpt.monitor.metrics import MetricsLog
+from megatron_ngpt.monitor.metrics import MetricsLog, metrics_file
 from megatron_ngpt.monitor.progress import ProgressView
 from megatron_ngpt.monitor.tensorboard import TensorBoardLog
 
 log = logging.getLogger(__name__)
+
+TAGS = {  # in TensorBoard
+    "loss": "train/loss",
+    "grad_norm": "train/grad_norm",
+    "lr": "train/lr",
+    "tokens_per_second": "throughput/tokens_per_second",
+    "tflops_per_second": "throughput/tflops",
+    "max_norm_error": "sphere/max_norm_error",
+    "valid_loss": "valid/loss",
+}
 
 
 class Monitor:
@@ -21,66 +31,24 @@ class Monitor:
         self._writes = rank == 0
         if not self._writes:
             return
-        self._metrics = MetricsLog(output / "metrics.jsonl")
+        self._metrics = MetricsLog(metrics_file(output))
         self._metrics.cut_after(start_step)
         self._told = False
         self._board = TensorBoardLog(output / "tensorboard", start_step)
         self._progress = ProgressView(steps, start_step, console)
 
-    def training(
-        self,
-        step: int,
-        tokens: int,
-        loss: float,
-        grad_norm: float,
-        lr: float,
-        step_seconds: float,
-        tokens_per_second: float,
-        tflops_per_second: float,
-        max_norm_error: float | None,
-    ) -> None:
-        """The values of a training step (1-based).
-
-        `tokens`: seen after the step; `loss`: nats a token, mean over the global batch before the update; `grad_norm`: before
-        clipping; `lr`: what the update used; `tflops_per_second`: model FLOPs, a device; `max_norm_error`: largest | ‖w‖ − 1 |
-        after rescaling, None where the model has no spherical weights.
-        """
+    def scalars(self, step: int, values: dict[str, float | dict | None]) -> None:
+        """The values known after a step (1-based), by the names that `metrics.jsonl` has for them (`monitor.metrics` says what they are);
+        a new value needs no more than its name here, and a tag in `TAGS` to be seen in TensorBoard."""
         if not self._writes:
             return
-        self._append(
-            {
-                "step": step,
-                "tokens": tokens,
-                "loss": loss,
-                "grad_norm": grad_norm,
-                "lr": lr,
-                "step_seconds": step_seconds,
-                "tokens_per_second": tokens_per_second,
-                "tflops_per_second": tflops_per_second,
-                "max_norm_error": max_norm_error,
-            }
-        )
-        self._board.scalars(
-            step,
-            {
-                "train/loss": loss,
-                "train/grad_norm": grad_norm,
-                "train/lr": lr,
-                "throughput/tokens_per_second": tokens_per_second,
-                "throughput/tflops": tflops_per_second,
-                "sphere/max_norm_error": max_norm_error,
-            },
-        )
-        self._progress.update(step, loss, tokens_per_second, tflops_per_second)
-
-    def validation(self, step: int, valid_loss: float, by_name: dict[str, float]) -> None:
-        """The validation loss after `step`, nats a token: the mean over all datasets, and each one's own."""
-        if not self._writes:
-            return
-        self._append({"step": step, "valid_loss": valid_loss, "valid": by_name})
-        names = {f"valid/loss/{name}": loss for name, loss in by_name.items()} if len(by_name) > 1 else {}
-        self._board.scalars(step, {"valid/loss": valid_loss} | names)
-        self.message(f"step {step} · validation loss {valid_loss:.4f}")
+        self._metrics.append({"step": step} | values)
+        self._tell_problem()
+        self._board.scalars(step, tagged(values))
+        if "loss" in values:
+            self._progress.update(step, values)
+        if "valid_loss" in values:
+            self.message(f"step {step} · validation loss {values['valid_loss']:.4f}")
 
     def message(self, text: str) -> None:
         """Tell the person, and the log, something in a line."""
@@ -109,12 +77,15 @@ class Monitor:
         self._progress.close()
         self._board.close()
 
-    def _append(self, line: dict) -> None:
-        self._metrics.append(line)
-        self._tell_problem()
-
     def _tell_problem(self) -> None:
         """Once, when a problem with `metrics.jsonl` begins."""
         if self._metrics.problem and not self._told:
             self.message(f"warning: {self._metrics.problem}")
         self._told = self._metrics.problem is not None
+
+
+def tagged(values: dict[str, float | dict | None]) -> dict[str, float]:
+    """Those of the values that have a tag and are known, by tag; validation losses by name where there are several."""
+    found = {TAGS[name]: value for name, value in values.items() if name in TAGS and value is not None}
+    by_name = values.get("valid") or {}
+    return found | ({f"valid/loss/{name}": loss for name, loss in by_name.items()} if len(by_name) > 1 else {})

@@ -35,12 +35,12 @@ class ProgressView:
             self._task = self._bar.add_task("train", total=steps, completed=start_step, text="")
             self._bar.start()
 
-    def update(self, step: int, loss: float, tokens_per_second: float, tflops_per_second: float) -> None:
-        """Show the state after `step`."""
+    def update(self, step: int, values: dict[str, float]) -> None:
+        """Show the state after `step`: the values of its line in the metrics."""
         now = time.monotonic()
         self._began = self._began or (step, now)
-        speed = f"{tokens_per_second:,.0f} tokens/s · {tflops_per_second:.3g} TFLOP/s"
-        text = f"loss {loss:.4f} · {speed} · {self._time_left(step, now)}"
+        speed = f"{values['tokens_per_second']:,.0f} tokens/s · {values['tflops_per_second']:.3g} TFLOP/s"
+        text = f"loss {values['loss']:.4f} · {speed} · {self._time_left(step, now)}"
         if self._bar:
             self._bar.update(self._task, completed=step, text=text)
         elif step == self._steps or now - self._last_line >= SECONDS_BETWEEN_LINES:

@@ -160,16 +160,18 @@ class Trainer:
         batch_tokens = self.recipe.training.global_batch * self.recipe.model.context
         per_second = batch_tokens / step_seconds
         flops = flops_per_token(self.recipe.model, self.vocabulary) * per_second / self.grid.world.size
-        self.monitor.training(
-            step=self.step,
-            tokens=self.step * batch_tokens,
-            loss=result.loss,
-            grad_norm=result.grad_norm,
-            lr=lr,
-            step_seconds=step_seconds,
-            tokens_per_second=per_second,
-            tflops_per_second=flops / 1e12,
-            max_norm_error=result.norm_errors.after if self.recipe.model.arch == "ngpt" else None,
+        self.monitor.scalars(
+            self.step,
+            {
+                "tokens": self.step * batch_tokens,
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+                "lr": lr,
+                "step_seconds": step_seconds,
+                "tokens_per_second": per_second,
+                "tflops_per_second": flops / 1e12,
+                "max_norm_error": result.norm_errors.after if self.recipe.model.arch == "ngpt" else None,
+            },
         )
 
     def _evaluate(self) -> bool:
@@ -185,7 +187,7 @@ class Trainer:
                 total += self.engine.evaluate(self._rows(source, step))
             losses[name] = total / len(steps)
         mean = sum(losses.values()) / len(losses)
-        self.monitor.validation(self.step, mean, losses)
+        self.monitor.scalars(self.step, {"valid_loss": mean, "valid": losses})
         self.broken = None if math.isfinite(mean) else f"the validation loss is {mean}"
         return False
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from megatron_ngpt.monitor.metrics import read_metrics
 from tests.documents import ROOT, blocks, run, run_shell
 
 
@@ -27,8 +28,7 @@ def test_from_a_run_to_a_text(corpus, tmp_path):
     evaluated = json.loads(next(line for line in resuming.splitlines() if line.startswith("{")))
     assert evaluated["tokens"] == 4 * 8 * 256 and 3 < evaluated["loss"] < 6
     assert "trained to step 2" in using
-    losses = [json.loads(line) for line in (tmp_path / "runs" / "walk" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in losses if "loss" in line] == list(range(1, 13))
+    assert [line["step"] for line in read_metrics(tmp_path / "runs" / "walk", "loss")] == list(range(1, 13))
     (written,) = blocks("checkpoints.md", "python")
     told = run(tmp_path, [sys.executable, "-c", written])
     assert "def main" in told and "import" in told

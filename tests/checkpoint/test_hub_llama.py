@@ -16,6 +16,7 @@ from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.inference.load import load_model
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
+from megatron_ngpt.monitor.metrics import read_metrics
 from megatron_ngpt.parallel.shards import shards_of
 from tests.checkpoint.trained import SHAPE
 from tests.distributed.corpus import REPOSITORY
@@ -130,5 +131,5 @@ def test_training_starts_from_it(corpus, in_repository, tmp_path, layout):
     with torch.no_grad():
         wanted = llama(tokens, labels=tokens).loss.item()
     run = train(2, [*arguments, *layout, "--training.steps=2"], tmp_path / "run")
-    losses = [json.loads(line)["loss"] for line in (run.output / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in read_metrics(run.output)]
     assert losses[0] == pytest.approx(wanted, rel=1e-5) and losses[1] != losses[0]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import zstandard
 
+from megatron_ngpt.monitor.metrics import read_metrics
 from tests.documents import ROOT, blocks, run_shell
 
 
@@ -47,5 +48,4 @@ def test_from_compressed_files_to_a_batch(checkout):
 @pytest.mark.heavy
 def test_to_a_first_training_step(checkout):
     run_all(checkout, commands()[:5])
-    lines = [json.loads(line) for line in (checkout / "data" / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+    assert [line["step"] for line in read_metrics(checkout / "data" / "run", "loss")] == [1, 2]

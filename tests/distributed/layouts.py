@@ -4,12 +4,12 @@
 """
 
 import argparse
-import json
 import math
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megatron_ngpt.monitor.metrics import read_metrics
 from tests.distributed.corpus import RECIPE
 from tests.distributed.ranks import train
 
@@ -151,8 +151,7 @@ class Table:
 
 def metrics(output: Path) -> list[dict]:
     """The training lines of a run's metrics.jsonl."""
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
+    return read_metrics(output, "loss")
 
 
 def difference(ours: Path, reference: Path) -> Difference:

@@ -1,9 +1,9 @@
 """Runs that something happens to: their options, their lines, and the moment to strike."""
 
-import json
 import time
 from pathlib import Path
 
+from megatron_ngpt.monitor.metrics import read_metrics
 from tests.distributed.ranks import Run
 
 EVERY = {"checkpoint.every": 5}
@@ -15,9 +15,8 @@ def options(keys: dict) -> list[str]:
 
 def lines(output: Path) -> list[dict]:
     """metrics.jsonl without what differs between two clocks."""
-    found = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     clocks = ("step_seconds", "tokens_per_second", "tflops_per_second")
-    return [{key: value for key, value in line.items() if key not in clocks} for line in found]
+    return [{key: value for key, value in line.items() if key not in clocks} for line in read_metrics(output)]
 
 
 def wait_for_step(run: Run, step: int, seconds: float = 100) -> None:

@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from megatron_ngpt.monitor.metrics import MetricsLog
+from megatron_ngpt.monitor.metrics import MetricsLog, read_metrics
 
 
 def lines(path) -> list[dict]:
@@ -74,3 +74,9 @@ def test_a_full_disk_tears_no_line_and_loses_none(tmp_path):
     log.append({"step": 4})
     assert log.problem is None
     assert [line["step"] for line in lines(log.path)] == [1, 2, 3, 4]
+
+
+def test_reading_leaves_out_what_a_writer_has_not_finished(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 1, "valid_loss": null}\n{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.5}, {"step": 1, "valid_loss": None}]
+    assert read_metrics(tmp_path, "loss") == [{"step": 1, "loss": 2.5}] and read_metrics(tmp_path, "valid_loss") == []

@@ -1,13 +1,13 @@
 """The monitor's files and what it shows, as a training loop drives it."""
 
 import io
-import json
 import re
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_ngpt.monitor import progress
+from megatron_ngpt.monitor.metrics import read_metrics
 from megatron_ngpt.monitor.monitor import Monitor
 
 VALUES = {
@@ -41,7 +41,7 @@ def drive(folder, steps, start=0, rank=0, console=None, **changed) -> str:
     console = console or io.StringIO()
     monitor = Monitor(folder, 10, start, rank, console)
     for step in steps:
-        monitor.training(step=step, tokens=100 * step, **VALUES | changed)
+        monitor.scalars(step, {"tokens": 100 * step, **VALUES} | changed)
     monitor.close()
     return console.getvalue()
 
@@ -61,14 +61,9 @@ def test_checkpoints_go_to_tensorboard(tmp_path):
     assert scalars(tmp_path, "checkpoint/stall_seconds") == [(4, 0.125)]
 
 
-def lines(folder) -> list[dict]:
-    """What stands in metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_every_value_in_both_files(tmp_path):
     drive(tmp_path, [1, 2])
-    assert lines(tmp_path) == [{"step": step, "tokens": 100 * step, **VALUES} for step in (1, 2)]
+    assert read_metrics(tmp_path) == [{"step": step, "tokens": 100 * step, **VALUES} for step in (1, 2)]
     for tag, name in TAGS.items():
         assert scalars(tmp_path, tag) == [(1, pytest.approx(VALUES[name])), (2, pytest.approx(VALUES[name]))]
 
@@ -76,9 +71,9 @@ def test_every_value_in_both_files(tmp_path):
 def test_validation_line_and_tags(tmp_path):
     console = io.StringIO()
     monitor = Monitor(tmp_path, 10, 0, 0, console)
-    monitor.validation(5, 2.0, {"web": 1.5, "code": 2.5})
+    monitor.scalars(5, {"valid_loss": 2.0, "valid": {"web": 1.5, "code": 2.5}})
     monitor.close()
-    assert lines(tmp_path) == [{"step": 5, "valid_loss": 2.0, "valid": {"web": 1.5, "code": 2.5}}]
+    assert read_metrics(tmp_path) == [{"step": 5, "valid_loss": 2.0, "valid": {"web": 1.5, "code": 2.5}}]
     assert scalars(tmp_path, "valid/loss") == [(5, 2.0)]
     assert scalars(tmp_path, "valid/loss/code") == [(5, 2.5)]
     assert "validation loss 2.0000" in console.getvalue()
@@ -86,7 +81,7 @@ def test_validation_line_and_tags(tmp_path):
 
 def test_a_model_without_spherical_weights(tmp_path):
     drive(tmp_path, [1], max_norm_error=None)
-    assert lines(tmp_path)[0]["max_norm_error"] is None
+    assert read_metrics(tmp_path)[0]["max_norm_error"] is None
     with pytest.raises(KeyError):
         scalars(tmp_path, "sphere/max_norm_error")
 
@@ -95,7 +90,7 @@ def test_a_resumed_run_continues_both_files(tmp_path):
     drive(tmp_path, range(1, 8), loss=3.0)
     drive(tmp_path, range(5, 11), start=4, loss=2.0)
     expected = [(step, 3.0 if step <= 4 else 2.0) for step in range(1, 11)]
-    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == expected
+    assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == expected
     assert scalars(tmp_path, "train/loss") == expected
 
 
