@@ -17,7 +17,7 @@ import numpy as np
 from megatron_ngpt.config.recipe import Dataset, Recipe
 from megatron_ngpt.data.blend import Blend
 from megatron_ngpt.data.order import Permutation, derived_numbers
-from megatron_ngpt.data.sources import misfits, open_sources, overlaps
+from megatron_ngpt.data.sources import Source, misfits, open_sources, overlaps
 from megatron_ngpt.data.tape import Tape, fingerprint
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import DataError
@@ -123,29 +123,42 @@ class BatchSource:
         return read
 
 
-def training_batches(recipe: Recipe) -> BatchSource:
-    """The batches that the recipe trains on. Raises DataError or ConfigError for anything wrong with `data.train`."""
+@dataclass(frozen=True)
+class Opened:
+    """What a recipe's `data` section names, opened: the tokenizer (None: it cannot be), entries of the model's vocabulary, datasets."""
+
+    tokenizer: Tokenizer | None
+    vocabulary: int | None
+    train: list[Source]
+    valid: list[Source]
+
+
+def training_batches(recipe: Recipe, opened: Opened | None = None) -> BatchSource:
+    """The batches that the recipe trains on. Raises DataError or ConfigError for anything wrong with `data.train`; what is opened
+    already, and found good, is not opened again."""
     context, training = recipe.model.context, recipe.training
-    sources, problems = open_sources("train", recipe.data.train, context)
+    sources, problems = (opened.train, []) if opened else open_sources("train", recipe.data.train, context)
     problems += mixed_weights(recipe)
     if problems:
         raise DataError(*problems)
     weights = [source.tape.tokens if source.entry.weight is None else source.entry.weight for source in sources]
     tapes = [source.tape for source in sources]
-    return BatchSource(tapes, weights, context, training.global_batch, training.seed, model_vocabulary(recipe))
+    vocabulary = opened.vocabulary if opened else model_vocabulary(recipe)
+    return BatchSource(tapes, weights, context, training.global_batch, training.seed, vocabulary)
 
 
-def validation_batches(recipe: Recipe) -> dict[str, BatchSource]:
-    """The batches of each entry of `data.valid`, by its name.
+def validation_batches(recipe: Recipe, opened: Opened | None = None) -> dict[str, BatchSource]:
+    """The batches of each entry of `data.valid`, by its name; as `training_batches` for the rest.
 
     Their order depends on the dataset alone, not on the seed: steps 1 to n read the same samples in every evaluation, spread
     over the whole set; where n steps need more samples than there are, the same order begins anew.
     """
-    context, vocabulary = recipe.model.context, model_vocabulary(recipe)
-    sources, problems = open_sources("valid", recipe.data.valid, context)
+    context = recipe.model.context
+    sources, problems = (opened.valid, []) if opened else open_sources("valid", recipe.data.valid, context)
     problems += repeated_names(recipe)
     if problems:
         raise DataError(*problems)
+    vocabulary = opened.vocabulary if opened else model_vocabulary(recipe)
     return {
         valid_name(source.entry): BatchSource([source.tape], [1.0], context, recipe.training.global_batch, None, vocabulary)
         for source in sources
@@ -162,17 +175,17 @@ def valid_name(entry: Dataset) -> str:
     return entry.name or Path(entry.prefix).name
 
 
-def check_data(recipe: Recipe, vocabulary: int | None = None) -> list[str]:
-    """Every problem of the recipe's `data` section, a line each, naming the key, the value and a remedy; [] if there is none.
+def open_data(recipe: Recipe) -> tuple[Opened, list[str]]:
+    """What the recipe's `data` section names, and every problem of it, a line each, naming the key, the value and a remedy.
 
-    `vocabulary`: entries of the model, null = the recipe's or the tokenizer's. Cost does not depend on the datasets' size.
+    Cost does not depend on the datasets' size.
     """
     problems, tokenizer = [], None
     try:
         tokenizer = Tokenizer(recipe.data.tokenizer)
     except DataError as error:
         problems += [f"data.tokenizer: {problem}" for problem in error.problems]
-    vocabulary = vocabulary or recipe.model.vocab or (tokenizer and tokenizer.size)
+    vocabulary = recipe.model.vocab or (tokenizer and tokenizer.size)
     if tokenizer and vocabulary < tokenizer.size:
         problems.append(f"model.vocab: {vocabulary} is smaller than the {tokenizer.size} entries of data.tokenizer "
                         f"{recipe.data.tokenizer}; use {tokenizer.size} or more, or null")
@@ -181,7 +194,7 @@ def check_data(recipe: Recipe, vocabulary: int | None = None) -> list[str]:
     problems += train_problems + valid_problems + mixed_weights(recipe) + repeated_names(recipe) + overlaps(train, valid)
     for source in train + valid:
         problems += misfits(source, tokenizer and tokenizer.sha256, vocabulary)
-    return list(dict.fromkeys(problems)) + ignored_keys(recipe)
+    return Opened(tokenizer, vocabulary, train, valid), list(dict.fromkeys(problems)) + ignored_keys(recipe)
 
 
 def mixed_weights(recipe: Recipe) -> list[str]:

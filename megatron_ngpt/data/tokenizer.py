@@ -17,7 +17,7 @@ PART_CHARACTERS = 1 << 18
 class Tokenizer:
     """A trained SentencePiece model, ours or anybody's: `size` entries, `eos_id` ends a document, `pad_id` may be None.
 
-    `sha256` is that of the file. Raises DataError if the file is missing, unreadable or has no end-of-document id.
+    `raw` is the file's content, `sha256` that of it. Raises DataError if the file is missing, unreadable or has no end-of-document id.
     """
 
     def __init__(self, path: str):
@@ -26,6 +26,7 @@ class Tokenizer:
             raw = Path(path).read_bytes()
         except OSError as error:
             raise DataError(f"tokenizer {path}: {error.strerror}; give the path of a SentencePiece .model file") from None
+        self.raw = raw
         self.sha256 = hashlib.sha256(raw).hexdigest()
         self._processor = sentencepiece.SentencePieceProcessor()
         try:

@@ -14,7 +14,7 @@ from megatron_ngpt.config.costs.work import flops_per_token
 from megatron_ngpt.config.deepspeed_json import engine_config
 from megatron_ngpt.config.grid import given_sizes
 from megatron_ngpt.config.load import dump_recipe
-from megatron_ngpt.data.batches import Rows, training_batches, validation_batches
+from megatron_ngpt.data.batches import Rows, validation_batches
 from megatron_ngpt.errors import DataError, NgptError, RankError, TrainingError
 from megatron_ngpt.monitor.monitor import Monitor
 from megatron_ngpt.parallel.grid import make_grid
@@ -38,10 +38,10 @@ class Trainer:
         self.grid = make_grid(**given_sizes(self.recipe.parallel))
         self.ownership, self.console, self.monitor = ready.ownership, console, None
         self.stop = StopRequest(self._say, ready.ownership)
-        self.train_data = training_batches(self.recipe)
-        self.valid_data = validation_batches(self.recipe) if self.recipe.training.eval_every else {}
+        self.tokenizer, self.train_data = ready.data.tokenizer, ready.batches
+        self.valid_data = validation_batches(self.recipe, ready.data) if self.recipe.training.eval_every else {}
         self.store = CheckpointStore(self.output, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every, self._check_owned)
-        beginning = Beginning(self.recipe, self.vocabulary, self.train_data.fingerprint, self.store)
+        beginning = Beginning(ready, self.store)
         config = engine_config(self.recipe, ready.deepspeed, self.grid.readers.size)
         self.engine = Engine(self.recipe, self.vocabulary, config, self.grid, device)
         self.step = beginning.fill(self.engine)
@@ -194,7 +194,6 @@ class Trainer:
     def _settle(self) -> None:
         """Rank 0's part of a start: what every checkpoint will carry, the run directory tidy, and the recipe in it."""
         self.code = code_version()
-        self.tokenizer = Path(self.recipe.data.tokenizer).read_bytes()
         self.store.tidy()
         write_text(self.output / "recipe.yaml", dump_recipe(self.recipe))
 
@@ -216,7 +215,7 @@ class Trainer:
         self.monitor.sync()
         state, attached = {}, {}
         if self.grid.world.first:
-            attached = {TOKENIZER: self.tokenizer}
+            attached = {TOKENIZER: self.tokenizer.raw}
             state = state_of(self.recipe, self.step, self.vocabulary, self.train_data.fingerprint, self.code)
         self.store.save(self.step, self.engine.shards, self.engine.base, state, attached, self.monitor.message if final else None)
 

@@ -16,8 +16,8 @@ from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice, read_deepspeed
 from megatron_ngpt.config.grid import Grid, given_sizes, grid_of
 from megatron_ngpt.config.load import Reading, read_recipe
 from megatron_ngpt.config.recipe import Recipe
-from megatron_ngpt.data.batches import check_data, model_vocabulary, training_batches
-from megatron_ngpt.errors import ConfigError, DataError
+from megatron_ngpt.data.batches import BatchSource, Opened, open_data, training_batches
+from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.training.directory import nearest, output_problems
 from megatron_ngpt.training.record import continued
 from megatron_ngpt.training.schedule import last_rate
@@ -25,14 +25,20 @@ from megatron_ngpt.training.schedule import last_rate
 
 @dataclass(frozen=True)
 class Ready:
-    """A run that nothing speaks against: its recipe, DeepSpeed's choice, vocabulary entries (unpadded) and number of ranks; on rank 0 of
-    one that starts also the ownership of its run directory."""
+    """A run that nothing speaks against: its recipe, DeepSpeed's choice, number of ranks, and what was opened to find that out, which
+    the run goes on with; on rank 0 of one that starts also the ownership of its run directory."""
 
     recipe: Recipe
     deepspeed: DeepSpeedChoice
-    vocabulary: int
     ranks: int
+    data: Opened
+    batches: BatchSource
     ownership: Ownership | None = None
+
+    @property
+    def vocabulary(self) -> int:
+        """Entries of the model's vocabulary, unpadded."""
+        return self.data.vocabulary
 
     @property
     def grid(self) -> Grid:
@@ -48,12 +54,17 @@ def preflight(recipe_path: str, overrides: list[str] | tuple[str, ...], ranks: i
     problems = list(reading.problems)
     if reading.recipe is None:
         raise ConfigError(*problems)
-    problems += [line for line in _further_problems(reading.recipe, ranks) if not _follows_from(line, reading)]
+    recipe = reading.recipe
+    choice, further = _read_choice(recipe)
+    opened, unfit = open_data(recipe)
+    further += rules.problems(recipe, choice, ranks) + unfit
+    further += output_problems(Path(recipe.training.output)) + _checkpoint_problems(recipe, opened.vocabulary)
+    problems += [line for line in further if not _follows_from(line, reading)]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
-    recipe = reading.recipe
-    _check_continues(recipe)
-    return Ready(recipe, read_deepspeed(recipe.deepspeed), model_vocabulary(recipe), ranks)
+    ready = Ready(recipe, choice, ranks, opened, training_batches(recipe, opened))
+    _check_continues(ready)
+    return ready
 
 
 def summary(ready: Ready) -> str:
@@ -103,18 +114,12 @@ def in_use(ready: Ready) -> list[str]:
     return [f"warning: training.output = {ready.recipe.training.output} is in use by {user}"] if user else []
 
 
-def _further_problems(recipe: Recipe, ranks: int) -> list[str]:
-    """What is wrong besides the recipe's keys by themselves."""
-    problems, choice = [], None
+def _read_choice(recipe: Recipe) -> tuple[DeepSpeedChoice | None, list[str]]:
+    """DeepSpeed's choice, None with the problems of its JSON."""
     try:
-        choice = read_deepspeed(recipe.deepspeed)
+        return read_deepspeed(recipe.deepspeed), []
     except ConfigError as error:
-        problems += error.problems
-    problems += rules.problems(recipe, choice, ranks)
-    problems += check_data(recipe)
-    problems += output_problems(Path(recipe.training.output))
-    problems += _checkpoint_problems(recipe)
-    return problems
+        return None, list(error.problems)
 
 
 def _follows_from(line: str, reading: Reading) -> bool:
@@ -122,16 +127,17 @@ def _follows_from(line: str, reading: Reading) -> bool:
     return any(key in line for key in reading.replaced)
 
 
-def _check_continues(recipe: Recipe) -> None:
+def _check_continues(ready: Ready) -> None:
     """Raises what the run itself would, ConfigError or CheckpointError, if it can't go on from the checkpoint that it will find."""
+    recipe = ready.recipe
     catalogue = Catalogue(Path(recipe.training.output))
     if catalogue.newest() is None and catalogue.nameless():
         return  # killed between two moves; the run gives it back its name, and judges it then
     if catalogue.directory.is_dir() or recipe.checkpoint.resume not in ("auto", "never"):
-        continued(catalogue, recipe, model_vocabulary(recipe), training_batches(recipe).fingerprint)
+        continued(catalogue, recipe, ready.data, ready.batches.fingerprint)
 
 
-def _checkpoint_problems(recipe: Recipe) -> list[str]:
+def _checkpoint_problems(recipe: Recipe, vocabulary: int | None) -> list[str]:
     problems = []
     output, resume = Path(recipe.training.output), recipe.checkpoint.resume
     if resume == "never":
@@ -146,27 +152,21 @@ def _checkpoint_problems(recipe: Recipe) -> list[str]:
     elif resume != "auto" and not Path(resume).is_dir():
         problems.append(f"checkpoint.resume = {resume}: no such directory; choose auto, never or the path of a checkpoint")
     if recipe.checkpoint.initial:
-        problems += _initial_problems(recipe, Path(recipe.checkpoint.initial))
+        problems += _initial_problems(recipe, vocabulary)
     return problems
 
 
-def _initial_problems(recipe: Recipe, path: Path) -> list[str]:
-    """Whether `path` holds an exported model, or a Llama, that the recipe's model can start from."""
+def _initial_problems(recipe: Recipe, vocabulary: int | None) -> list[str]:
+    """Whether the path holds an exported model, or a Llama, that the recipe's model can start from; the vocabulary is None where the
+    tokenizer cannot be read, which is told elsewhere."""
+    path = Path(recipe.checkpoint.initial)
     key = f"checkpoint.initial = {recipe.checkpoint.initial}"
     try:
         config = read_config(path, key)
         tensor_files(path, key)
-        return differences(config, recipe.model, _vocabulary(recipe), key)
+        return differences(config, recipe.model, vocabulary, key)
     except ConfigError as error:
         return error.problems
-
-
-def _vocabulary(recipe: Recipe) -> int | None:
-    """Entries of the model's vocabulary; None where the tokenizer cannot be read, which is told elsewhere."""
-    try:
-        return model_vocabulary(recipe)
-    except DataError:
-        return None
 
 
 def _gib(count: int) -> str:

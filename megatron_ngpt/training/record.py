@@ -9,8 +9,9 @@ from pathlib import Path
 import megatron_ngpt
 from megatron_ngpt.checkpoint.catalogue import Catalogue
 from megatron_ngpt.checkpoint.exported import TOKENIZER
-from megatron_ngpt.checkpoint.seal import read_state, sha256
+from megatron_ngpt.checkpoint.seal import read_state
 from megatron_ngpt.config.recipe import Optimizer, Recipe, Schedule
+from megatron_ngpt.data.batches import Opened
 from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.training.schedule import learning_rate
 
@@ -52,7 +53,7 @@ def code_version() -> str:
     return f"{megatron_ngpt.__version__} {commit}"
 
 
-def contradictions(state: dict, recipe: Recipe, vocabulary: int, fingerprint: str) -> list[str]:
+def contradictions(state: dict, recipe: Recipe, data: Opened, fingerprint: str) -> list[str]:
     """A line for each value of the recipe with which the run of a checkpoint's `state` can't go on; both values are in it."""
     problems = []
     old, new = state["recipe"], recipe.model_dump(mode="json")
@@ -61,12 +62,12 @@ def contradictions(state: dict, recipe: Recipe, vocabulary: int, fingerprint: st
             problems.append(_line(f"model.{key}", value, old["model"].get(key)))
     if new["training"]["global_batch"] != old["training"]["global_batch"]:  # the place in the data is steps · global_batch
         problems.append(_line("training.global_batch", new["training"]["global_batch"], old["training"]["global_batch"]))
-    trained, given = tokenizer_sha256(state), sha256(Path(new["data"]["tokenizer"]))
+    trained, given = tokenizer_sha256(state), data.tokenizer.sha256
     if trained not in (None, given):
         shown = [f"{path} (SHA-256 {digest[:12]})" for path, digest in ((recipe.data.tokenizer, given), (state["tokenizer"], trained))]
         problems.append(_line("data.tokenizer", *shown))
-    if vocabulary != state["vocabulary"]:
-        problems.append(_line("model.vocab", vocabulary, state["vocabulary"]))
+    if data.vocabulary != state["vocabulary"]:
+        problems.append(_line("model.vocab", data.vocabulary, state["vocabulary"]))
     if fingerprint != state["fingerprint"]:
         problems.append(_data_line(old, new))
     return problems
@@ -77,7 +78,7 @@ def tokenizer_sha256(state: dict) -> str | None:
     return state["files"].get(TOKENIZER, {}).get("sha256")
 
 
-def continued(catalogue: Catalogue, recipe: Recipe, vocabulary: int, fingerprint: str) -> tuple[Path | None, list[str]]:
+def continued(catalogue: Catalogue, recipe: Recipe, data: Opened, fingerprint: str) -> tuple[Path | None, list[str]]:
     """The checkpoint that the recipe goes on from (None: none, it begins at step 0), and what to tell a person about that.
 
     A run asks before it starts in earnest, and so does `ngpt check`. Raises ConfigError or CheckpointError if it can't go on.
@@ -86,13 +87,13 @@ def continued(catalogue: Catalogue, recipe: Recipe, vocabulary: int, fingerprint
     if found is None:
         return None, notes
     state = read_state(found)
-    check_continues(state, recipe, vocabulary, fingerprint)
+    check_continues(state, recipe, data, fingerprint)
     return found, [*notes, f"continues from {found}", *changes(state, recipe), *_rate_change(state, recipe)]
 
 
-def check_continues(state: dict, recipe: Recipe, vocabulary: int, fingerprint: str) -> None:
+def check_continues(state: dict, recipe: Recipe, data: Opened, fingerprint: str) -> None:
     """Raises ConfigError with every contradiction."""
-    problems = contradictions(state, recipe, vocabulary, fingerprint)
+    problems = contradictions(state, recipe, data, fingerprint)
     if problems:
         raise ConfigError(*problems)
 

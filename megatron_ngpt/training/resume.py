@@ -5,10 +5,10 @@ from pathlib import Path
 from megatron_ngpt.checkpoint.dcp import load
 from megatron_ngpt.checkpoint.initial import load_initial
 from megatron_ngpt.checkpoint.store import CheckpointStore
-from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.errors import DamagedError
 from megatron_ngpt.parallel.together import from_first_rank, on_first_rank
 from megatron_ngpt.training.engine import Engine
+from megatron_ngpt.training.preflight import Ready
 from megatron_ngpt.training.record import continued
 
 
@@ -20,8 +20,8 @@ class Beginning:
         notes: what to tell a person about it.
     """
 
-    def __init__(self, recipe: Recipe, vocabulary: int, fingerprint: str, store: CheckpointStore):
-        self._recipe, self._vocabulary, self._fingerprint, self._store = recipe, vocabulary, fingerprint, store
+    def __init__(self, ready: Ready, store: CheckpointStore):
+        self._ready, self._recipe, self._store = ready, ready.recipe, store
         self._agree()
 
     def fill(self, engine: Engine) -> int:
@@ -57,4 +57,4 @@ class Beginning:
     def _find(self) -> tuple[Path | None, list[str]]:
         self._store.check()
         self._store.catalogue.rescue()
-        return continued(self._store.catalogue, self._recipe, self._vocabulary, self._fingerprint)
+        return continued(self._store.catalogue, self._recipe, self._ready.data, self._ready.batches.fingerprint)

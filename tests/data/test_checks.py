@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_data import make_tokenizer, numbered_documents, recipe, write_dataset
 
-from megatron_ngpt.data.batches import check_data, training_batches, validation_batches
+from megatron_ngpt.data.batches import open_data, training_batches, validation_batches
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import DataError
 
@@ -17,6 +17,11 @@ def good(tmp_path, tokenizer_path):
     tokenizer = Tokenizer(tokenizer_path)
     meta = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.size}
     return write_dataset(tmp_path / "good", numbered_documents([20] * 10), **meta)
+
+
+def check_data(recipe):
+    """The problems of its data."""
+    return open_data(recipe)[1]
 
 
 def one(problems, *words):

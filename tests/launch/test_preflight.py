@@ -1,5 +1,6 @@
 """Checks beyond the recipe's own keys: the model to start from, the run directory, defaults that stand in for wrong keys."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ from megatron_ngpt.checkpoint.catalogue import Catalogue
 from megatron_ngpt.checkpoint.ownership import claim
 from megatron_ngpt.checkpoint.seal import seal
 from megatron_ngpt.config.costs.work import checkpoint_bytes
-from megatron_ngpt.data.batches import training_batches
+from megatron_ngpt.data.batches import validation_batches
 from megatron_ngpt.errors import CheckpointError, ConfigError
 from megatron_ngpt.training.preflight import in_use, preflight, space_warnings, summary
 from megatron_ngpt.training.record import continued, state_of
@@ -143,10 +144,10 @@ def test_what_a_run_began_with_may_be_gone_once_it_has_checkpoints_of_its_own(go
 def run(good_recipe, tmp_path):
     """An existing run directory with a checkpoint of step 5 of 5, and the options that name it."""
     options = [f"--training.output={tmp_path}"]
-    recipe = preflight(str(good_recipe), options, 1).recipe
+    ready = preflight(str(good_recipe), options, 1)
     checkpoint = tmp_path / "checkpoints" / "step-00000005"
     checkpoint.mkdir(parents=True)
-    seal(checkpoint, {"step": 5, "serial": 1, **state_of(recipe, 5, 200, training_batches(recipe).fingerprint, "code")}, {})
+    seal(checkpoint, {"step": 5, "serial": 1, **state_of(ready.recipe, 5, 200, ready.batches.fingerprint, "code")}, {})
     (tmp_path / "checkpoints" / "latest").write_text(checkpoint.name)
     return options
 
@@ -160,6 +161,21 @@ def test_what_an_existing_run_refuses_is_refused_by_checking(good_recipe, corpus
     assert preflight(str(good_recipe), [*run, "--training.steps=9", "--optimizer.lr=1e-3"], 2).ranks == 2
     found = problems(str(good_recipe), [*run, *(word.format(corpus=corpus) for word in changed)], 1)
     assert len(found) == len(said) and all(line.startswith(words) for line, words in zip(found, said, strict=True)), found
+
+
+def test_a_start_opens_the_json_the_tokenizer_and_each_entrys_dataset_once(good_recipe, run, monkeypatch):
+    opened, plain = [], io.open
+
+    def noting(file, *rest, **keys):
+        opened.append(Path(file).name if isinstance(file, (str, Path)) else None)
+        return plain(file, *rest, **keys)
+
+    monkeypatch.setattr(io, "open", noting)
+    monkeypatch.setattr("builtins.open", noting)
+    ready = preflight(str(good_recipe), [*run, "--training.steps=9"], 2)
+    assert validation_batches(ready.recipe, ready.data)  # what the run asks for beside what is ready
+    assert opened.count("state.json") and opened.count("zero1.json") == opened.count("tok.model") == 1
+    assert opened.count("text.bin") == 2  # for train and for valid
 
 
 @pytest.mark.parametrize("resume", ["auto", "{output}", "{output}/checkpoints/step-00000005"])
@@ -176,8 +192,8 @@ def test_so_is_a_run_without_a_good_checkpoint(good_recipe, run, resume):
     (["--training.steps=4"], None), ([], None),
 ])
 def test_the_rate_before_and_after_is_told_where_it_jumps(good_recipe, run, changed, said):
-    recipe = preflight(str(good_recipe), [*run, *changed], 1).recipe
-    _, notes = continued(Catalogue(Path(recipe.training.output)), recipe, 200, training_batches(recipe).fingerprint)
+    ready = preflight(str(good_recipe), [*run, *changed], 1)
+    _, notes = continued(Catalogue(Path(ready.recipe.training.output)), ready.recipe, ready.data, ready.batches.fingerprint)
     assert [line for line in notes if line.startswith("learning rate")] == ([said] if said else [])
 
 
