@@ -37,9 +37,11 @@ def read_chunks(
     for number in range(start[0], len(sources)):
         source, position = sources[number], start[1] if number == start[0] else 0
         if source.kind == "parquet":
-            from data_tools.parquet import parquet_chunks  # pyarrow takes a while to import
+            from data_tools.parquet import read_column  # pyarrow takes a while to import
 
-            yield from parquet_chunks(number, source, text_key, position, size)
+            for first, column, rows in read_column(source.path, text_key, position, size):
+                end = first + len(column)
+                yield Chunk(number, source, first, end, column, source.size * end // rows)
         elif source.kind == "text" and split_on is None:
             if position == 0:
                 yield _whole_file(number, source)

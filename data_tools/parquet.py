@@ -14,22 +14,21 @@ BUFFER_BYTES = 1 << 20
 TEXT = (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(), pyarrow.binary(), pyarrow.large_binary(), pyarrow.binary_view())
 
 
-def parquet_chunks(number: int, source, text_key: str, position: int, size: int) -> Iterator:
-    """Chunks of rows from row `position` on, each the column as a binary array of about `size` bytes at most, but a row at least.
+def read_column(path: str, text_key: str, position: int, size: int) -> Iterator[tuple[int, pyarrow.Array, int]]:
+    """(first row, texts as a binary array, rows in the file) of runs of rows from row `position` on, of about `size` bytes at most, but a
+    row at least.
 
     Raises DataError for a damaged file: checksums of pages are compared where the file has them.
     """
-    from data_tools.chunks import Chunk
     try:
-        with _open(source.path) as file:
-            _check_column(file, source.path, text_key)
-        with _open(source.path, text_key) as file:
+        with _open(path) as file:
+            _check_column(file, path, text_key)
+        with _open(path, text_key) as file:
             rows = max(1, file.metadata.num_rows)
             for start, column in _columns(file, text_key, position, size):
-                end = start + len(column)
-                yield Chunk(number, source, start, end, column, source.size * end // rows)
+                yield start, column, rows
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{source.path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+        raise DataError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
 
 
 def _open(path: str, text_key: str | None = None) -> parquet.ParquetFile:
