@@ -16,8 +16,8 @@ COPIED = "megatron_ngpt/checkpoint/hub/remote/"  # goes into exports, where this
 def rooms() -> dict[str, int]:
     """Path of each room, a file or a directory with its slash, to the line of CONTRIBUTING's list that has it."""
     found = {}
-    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE)
-    for line, row in enumerate(rows, 1):
+    tour = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("\n## ")[1]
+    for line, row in enumerate(re.findall(r"^\| (`.*?) \|", tour, re.MULTILINE), 1):
         folder = ""
         for name in re.findall(r"`(\S+?)`", row):
             folder = folder or (name.split("/")[0] + "/" if name.startswith("megatron_ngpt/") else "")

@@ -10,6 +10,7 @@ import torch
 
 from megatron_ngpt.checkpoint.ownership import claim
 from megatron_ngpt.errors import NgptError
+from megatron_ngpt.monitor.metrics import read_metrics
 from megatron_ngpt.training import loop, stop
 from megatron_ngpt.training.preflight import preflight
 from megatron_ngpt.training.update import Outcome
@@ -90,7 +91,7 @@ def left(tmp_path):
 
 
 def steps(tmp_path):
-    return [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in read_metrics(tmp_path / "run")]
 
 
 @pytest.mark.parametrize("at", [(3, 1), (3, 3)])
@@ -132,7 +133,7 @@ def test_a_run_that_began_elsewhere_goes_on_from_its_own(corpus, tmp_path):
     assert f"continues from {began}" in told and "says how" not in told
     assert f"checkpoint.resume = {began} says how {tmp_path}/second begins, which has checkpoints of its own by now" in again
     assert f"continues from {tmp_path}/second/checkpoints/step-00000003" in again and ended == "well"
-    assert [json.loads(x)["step"] for x in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()] == [2, 3, 4]
+    assert [line["step"] for line in read_metrics(tmp_path / "second")] == [2, 3, 4]
 
 
 def spoils(recipe, options, value):
