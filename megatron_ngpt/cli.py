@@ -1,6 +1,5 @@
 """The command `ngpt`. Each sub-command imports its room when it is called, so that `ngpt --help` and mistakes stay fast."""
 
-import json
 import os
 import sys
 import time
@@ -129,21 +128,21 @@ def evaluate(
     data: Annotated[str, typer.Option(metavar="PREFIX", help="the dataset PREFIX.bin + PREFIX.idx; may be a glob")],
     context: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, help="tokens a window predicts; default: the model's")] = None,
     batches: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, help="batches of 8 windows; default: the whole dataset")] = None,
+    rope_scaling: Annotated[
+        Literal["none", "linear", "ntk", "yarn"] | None, typer.Option("--rope_scaling", help="of positions; default: the model's own")
+    ] = None,
+    rope_factor: Annotated[float | None, typer.Option("--rope_factor", min=1, callback=finite, help="context over the model's")] = None,
     tensor: Annotated[int, TENSOR] = 1,
     pipeline: Annotated[int, PIPELINE] = 1,
 ) -> None:
     """Print a model's loss, perplexity, tokens and context on a dataset, as one JSON object.
 
+    Longer than the model was trained with: --rope_scaling and --rope_factor, as the recipe's model.rope_scaling.
     On several ranks (torchrun --nproc_per_node N -m megatron_ngpt evaluate ...) those beyond tensor · pipeline share the windows.
     """
-    from megatron_ngpt.inference.evaluate import evaluate
-    from megatron_ngpt.inference.load import load_model
-    from megatron_ngpt.inference.ranks import joined
+    from megatron_ngpt.inference.evaluate import run
 
-    with joined(tensor, pipeline) as grid:
-        result = evaluate(load_model(model, mask_documents=None, grid=grid), data, context, batches)
-        if grid.world.first:
-            print(json.dumps(result))
+    run(model, data, context, batches, rope_scaling, rope_factor, tensor, pipeline)
 
 
 @app.command()

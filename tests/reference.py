@@ -7,16 +7,25 @@ import math
 
 import torch
 
+from tests.rope import frequencies, sharpness
+
 
 def norm(x):
     """x / ‖x‖₂ over the last axis."""
     return x / torch.sqrt((x * x).sum(-1, keepdim=True))
 
 
-def rope(x, base):
-    """Each pair (i, i + k/2) of a head [T, heads, k] turned by the angle position · base^(−2i/k)."""
+def rope_of(config):
+    """(each pair's angle from one position to the next, what multiplies the scores) as config.json says."""
+    rope = {"rope_type": "default", "factor": 1.0, **config.get("rope_parameters", config)}
+    known = rope["rope_type"], config["head_dim"], rope["rope_theta"], rope["factor"], rope.get("original_max_position_embeddings")
+    return torch.from_numpy(frequencies(*known)), sharpness(rope["rope_type"], rope["factor"])
+
+
+def rope(x, turns):
+    """Each pair (i, i + k/2) of a head [T, heads, k] turned by the angle position · turns[i]."""
     half = x.shape[-1] // 2
-    angles = torch.arange(x.shape[0], dtype=torch.float64)[:, None] * base ** (-torch.arange(half, dtype=torch.float64) / half)
+    angles = torch.arange(x.shape[0], dtype=torch.float64)[:, None] * turns
     turn = torch.polar(torch.ones_like(angles), angles)[:, None, :]
     turned = torch.complex(x[..., :half].contiguous(), x[..., half:].contiguous()) * turn
     return torch.cat([turned.real, turned.imag], -1)
@@ -34,14 +43,14 @@ def attention(h, tensors, prefix, config):
     """W_o softmax(√k q kᵀ + causal) v with q, k = s_qk · Norm(rope(·)); each query head uses its group's keys and scale."""
     length, size = h.shape[0], config["head_dim"]
     q, k, v = (rows(h, tensors[f"{prefix}{name}_proj.weight"], size) for name in "qkv")
-    scale, base = tensors[f"{prefix}qk_scale"], config["rope_theta"]
+    scale, (turns, sharper) = tensors[f"{prefix}qk_scale"], rope_of(config)
     shared = config["num_attention_heads"] // config["num_key_value_heads"]
     out = torch.zeros_like(q)
     for head in range(config["num_attention_heads"]):
         group = head // shared
-        query = scale[group] * norm(rope(q[:, [head]], base))[:, 0]
-        key = scale[group] * norm(rope(k[:, [group]], base))[:, 0]
-        scores = math.sqrt(size) * query @ key.T
+        query = scale[group] * norm(rope(q[:, [head]], turns))[:, 0]
+        key = scale[group] * norm(rope(k[:, [group]], turns))[:, 0]
+        scores = sharper * math.sqrt(size) * query @ key.T
         scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
         out[:, head] = torch.softmax(scores, -1) @ v[:, group]
     return out.reshape(length, -1) @ tensors[f"{prefix}o_proj.weight"].T

@@ -49,6 +49,16 @@ class Scales(Section):
     logit: Scale = Field(Scale(), description="scale of each vocabulary entry's logit")
 
 
+class RopeScaling(Section):
+    """How the rotary embedding reaches beyond the context that the model was trained with."""
+
+    kind: Literal["none", "linear", "ntk", "yarn"] = Field(
+        "none", description="linear: positions divided; ntk: a larger base; yarn: wavelengths by their length, sharper attention"
+    )
+    factor: float = Field(1.0, ge=1, description="how many times the context before")
+    original_context: Positive | None = Field(None, description="under yarn, which needs it: the context before, in tokens")
+
+
 class Model(Section):
     """The shape of the network."""
 
@@ -61,6 +71,7 @@ class Model(Section):
     context: Positive = Field(1024, description="tokens a sample trains on")
     vocab: Positive | None = Field(None, description="vocabulary entries; null = the tokenizer's")
     rope_base: float = Field(10000.0, gt=0, description="base of the rotary embedding's wavelengths")
+    rope_scaling: RopeScaling = Field(RopeScaling(), description="for a context longer than before")
     norm_eps: float = Field(1e-6, gt=0, description="added to the mean square in the baseline's norms; nGPT has none")
     update: Literal["lerp", "slerp"] = Field("lerp", description="how a block moves the hidden state on the sphere")
     embedding_shard: Literal["vocab", "hidden"] = Field("vocab", description="how tensor ranks split the input embedding")
@@ -81,6 +92,13 @@ class Model(Section):
     def ffn_size(self) -> int:
         """Width of the feed-forward."""
         return self.ffn or 4 * self.hidden
+
+    @property
+    def rope_theta(self) -> float:
+        """The base that the rotary embedding is computed with: under ntk such that the longest wavelength grows by `factor`."""
+        if self.rope_scaling.kind != "ntk":
+            return self.rope_base
+        return self.rope_base * self.rope_scaling.factor ** (self.head_size / (self.head_size - 2))
 
 
 class Parallel(Section):

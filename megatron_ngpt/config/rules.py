@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice
 from megatron_ngpt.config.grid import given_sizes, grid_of
-from megatron_ngpt.config.recipe import Recipe
+from megatron_ngpt.config.recipe import Model, Recipe
 
 
 def problems(recipe: Recipe, deepspeed: DeepSpeedChoice | None, world: int) -> list[str]:
@@ -13,7 +13,8 @@ def problems(recipe: Recipe, deepspeed: DeepSpeedChoice | None, world: int) -> l
 
     `deepspeed` is None where its JSON could not be read: the rules that need it are then left out.
     """
-    found = [*_shape(recipe), *_layout(recipe, world), *_batch(recipe, world), *_schedule(recipe), *_run(recipe)]
+    found = [*_shape(recipe), *rotation_problems(recipe.model), *_layout(recipe, world), *_batch(recipe, world)]
+    found += [*_schedule(recipe), *_run(recipe)]
     return found + list(_deepspeed(recipe, deepspeed)) if deepspeed else found
 
 
@@ -31,6 +32,23 @@ def _shape(recipe: Recipe) -> Iterator[str]:
         yield f"model.kv_heads = {model.groups}: must divide model.heads = {model.heads}; {choice}"
     if recipe.optimizer.tangent and model.arch != "ngpt":
         yield f"optimizer.tangent = true: only an nGPT has weights on the sphere; set it to false for model.arch = {model.arch}"
+
+
+def rotation_problems(model: Model) -> Iterator[str]:
+    """What does not fit together in `model.rope_scaling`."""
+    scaling, key = model.rope_scaling, "model.rope_scaling"
+    if scaling.kind == "none" and scaling.factor > 1:
+        yield f"{key}.factor = {scaling.factor:g}: {key}.kind is none; choose kind linear, ntk or yarn, or factor: 1"
+    if scaling.kind != "none" and scaling.factor == 1:
+        yield f"{key}.factor = 1: {key}.kind = {scaling.kind} needs one above 1: the context over the one before; or choose kind: none"
+    if scaling.kind == "yarn" and scaling.original_context is None:
+        yield f"{key}.original_context = null: yarn needs the context that the model was trained with before"
+    if scaling.kind != "yarn" and scaling.original_context is not None:
+        yield f"{key}.original_context = {scaling.original_context}: only yarn uses it; remove it, or choose kind: yarn"
+    if scaling.kind == "yarn" and model.rope_base <= 1:
+        yield f"model.rope_base = {model.rope_base:g}: yarn goes by wavelengths that grow; choose a base above 1"
+    if scaling.kind == "ntk" and model.head_size <= 2:
+        yield f"{key}.kind = ntk: a head of {model.head_size} has one wavelength alone, which no base changes; choose linear or yarn"
 
 
 def _layout(recipe: Recipe, world: int) -> Iterator[str]:

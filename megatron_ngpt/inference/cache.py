@@ -87,7 +87,7 @@ class KeyValueCache:
     def _grow(self) -> None:
         wanted = max(self.end, LEAST_CAPACITY, int(self.capacity * GROWTH))
         self.capacity = max(self.end, min(wanted, self._most))
-        self._table = rotation_table(self.capacity, self._model.head_size, self._model.rope_base, self.device)
+        self._table = rotation_table(self.capacity, self._model, self.device)
         for layer in self.layers:
             layer.grow(self.capacity)
 

@@ -1,24 +1,42 @@
 """`ngpt evaluate`: the mean loss of a model on a dataset."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from megatron_ngpt.config.recipe import RopeScaling
 from megatron_ngpt.data.batches import BatchSource, Rows
 from megatron_ngpt.data.indexed import IndexedDataset, read_meta
 from megatron_ngpt.data.tape import Tape, find_prefixes, select_documents
-from megatron_ngpt.errors import CheckpointError, DataError
+from megatron_ngpt.errors import CheckpointError, ConfigError, DataError
 from megatron_ngpt.inference.forward import logits
-from megatron_ngpt.inference.load import LoadedModel
-from megatron_ngpt.inference.ranks import shown
+from megatron_ngpt.inference.load import LoadedModel, load_model
+from megatron_ngpt.inference.ranks import joined, shown
 from megatron_ngpt.model.ends import local_vocabulary
 from megatron_ngpt.parallel.regions import reduce_vector
 from megatron_ngpt.parallel.together import together
 from megatron_ngpt.parallel.vocabulary import cross_entropy
 
 BATCH = 8  # sequences that are put through the model together
+
+
+def run(
+    path: Path, data: str, context: int | None, batches: int | None, kind: str | None, factor: float | None, tensor: int, pipeline: int
+) -> None:
+    """The command: print the result of the model at `path`, with its positions scaled by `kind` and `factor` where they are given."""
+    scales = kind not in (None, "none")
+    if scales != (factor is not None):
+        given = f"--rope_scaling {kind}" if scales else f"--rope_factor {factor:g}"
+        raise ConfigError(f"{given}: --rope_scaling linear, ntk or yarn and --rope_factor, the context over the model's, go together")
+    scaling = None if kind is None else RopeScaling(kind=kind, factor=factor or 1.0)
+    with joined(tensor, pipeline) as grid:
+        result = evaluate(load_model(path, mask_documents=None, grid=grid, scaling=scaling), data, context, batches)
+        if grid.world.first:
+            print(json.dumps(result))
 
 
 def evaluate(loaded: LoadedModel, prefix: str, context: int | None = None, batches: int | None = None) -> dict:

@@ -1,6 +1,6 @@
 """A trained model at work, from a run directory, a checkpoint or an exported directory: whole in one process, or divided over ranks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,8 @@ from megatron_ngpt.checkpoint.exported import CONFIG, TOKENIZER, model_of, read_
 from megatron_ngpt.checkpoint.initial import load_initial
 from megatron_ngpt.checkpoint.seal import read_state
 from megatron_ngpt.config.costs.stages import stages_of
-from megatron_ngpt.config.recipe import Model
+from megatron_ngpt.config.recipe import Model, RopeScaling
+from megatron_ngpt.config.rules import rotation_problems
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import CheckpointError, ConfigError
 from megatron_ngpt.inference.ranks import check_layout
@@ -59,40 +60,56 @@ class LoadedModel:
         return Tokenizer(str(self.tokenizer_path))
 
 
-def load_model(path: Path, mask_documents: bool | None = False, grid: RankGrid | None = None) -> LoadedModel:
+def load_model(
+    path: Path, mask_documents: bool | None = False, grid: RankGrid | None = None, scaling: RopeScaling | None = None
+) -> LoadedModel:
     """The model at `path`, on the GPU if there is one (collective over the grid; each rank reads its part alone).
 
     Args:
         path: a run directory (its newest good checkpoint), a checkpoint directory or an exported directory.
         mask_documents: the module keeps documents apart; None: as in training.
         grid: the ranks that share the model; None: this process.
+        scaling: of the rotary embedding in place of the model's own, for a longer context; a yarn that does not say from which context
+            on goes from the model's.
 
     Raises:
-        ConfigError: there is no model at `path`, or it does not divide over the grid.
+        ConfigError: there is no model at `path`, it does not divide over the grid, or the scaling does not fit it.
         CheckpointError: there is one, and it is damaged.
     """
     grid = grid or RankGrid()
     if (path / CONFIG).is_file():
-        return _load_exported(path, mask_documents, grid)
-    return from_checkpoint(path, "MODEL", lambda found: _load_checkpoint(found, mask_documents, grid))
+        return _load_exported(path, mask_documents, grid, scaling)
+    return from_checkpoint(path, "MODEL", lambda found: _load_checkpoint(found, mask_documents, grid, scaling))
 
 
-def _load_checkpoint(path: Path, mask_documents: bool | None, grid: RankGrid) -> LoadedModel:
+def _load_checkpoint(path: Path, mask_documents: bool | None, grid: RankGrid, scaling: RopeScaling | None) -> LoadedModel:
     _check_same(path)
     state = read_state(path)
     boundaries, tokenizer = state["recipe"]["data"]["document_boundaries"], path / TOKENIZER
-    module = _build(model_of_state(state), state["vocabulary"], _masks(mask_documents, boundaries), grid)
+    module = _build(_stretched(model_of_state(state), scaling), state["vocabulary"], _masks(mask_documents, boundaries), grid)
     load(path, shards_of(module))
     return LoadedModel(module, module.blueprint.model, state["vocabulary"], boundaries, tokenizer if tokenizer.is_file() else None)
 
 
-def _load_exported(path: Path, mask_documents: bool | None, grid: RankGrid) -> LoadedModel:
+def _load_exported(path: Path, mask_documents: bool | None, grid: RankGrid, scaling: RopeScaling | None) -> LoadedModel:
     config = read_config(path, "MODEL")
     boundaries, tokenizer = config.get("document_boundaries", "ignore"), path / TOKENIZER
     model = model_of(config, "MODEL")
-    module = _build(model, model.vocab, _masks(mask_documents, boundaries), grid)
-    load_initial(path, shards_of(module), module.blueprint, key="MODEL")
-    return LoadedModel(module, model, model.vocab, boundaries, tokenizer if tokenizer.is_file() else None)
+    module = _build(_stretched(model, scaling), model.vocab, _masks(mask_documents, boundaries), grid)
+    load_initial(path, shards_of(module), replace(module.blueprint, model=model), key="MODEL")
+    return LoadedModel(module, module.blueprint.model, model.vocab, boundaries, tokenizer if tokenizer.is_file() else None)
+
+
+def _stretched(model: Model, scaling: RopeScaling | None) -> Model:
+    """The model with this scaling of its rotary embedding."""
+    if scaling is None:
+        return model
+    if scaling.kind == "yarn" and scaling.original_context is None:
+        scaling = scaling.model_copy(update={"original_context": model.rope_scaling.original_context or model.context})
+    model = model.model_copy(update={"rope_scaling": scaling})
+    if problems := list(rotation_problems(model)):
+        raise ConfigError(*problems)
+    return model
 
 
 def _check_same(path: Path) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from megatron_ngpt.model.blueprint import Blueprint
-from megatron_ngpt.model.rotary import rotate
+from megatron_ngpt.model.rotary import rotate, score_factor
 from megatron_ngpt.model.scales import effective
 from megatron_ngpt.model.window import Window
 from megatron_ngpt.parallel.linear import ColumnParallelLinear, RowParallelLinear, enter_region, leave_region
@@ -36,7 +36,7 @@ class Attention(nn.Module):
         self.k_proj = ColumnParallelLinear(record[f"{name}.k_proj.weight"], axis)
         self.v_proj = ColumnParallelLinear(record[f"{name}.v_proj.weight"], axis)
         self.o_proj = RowParallelLinear(record[f"{name}.o_proj.weight"], axis)
-        self.softmax_scale = model.head_size**-0.5
+        self.softmax_scale = score_factor(model.rope_scaling) * model.head_size**-0.5
 
     def forward(self, h_BTD: torch.Tensor, window: Window, past: Past | None = None) -> torch.Tensor:
         """The attention's output [B, T, D]. With a `past` the tokens follow those that it keeps."""
@@ -66,7 +66,7 @@ class NormalizedAttention(Attention):
         super().__init__(blueprint, name)
         self.qk_scale = parameter(blueprint.parameters[f"{name}.qk_scale"], self.axis)
         self.alpha = parameter(blueprint.parameters[f"{name}.alpha"], self.axis)
-        self.softmax_scale = math.sqrt(self.head_size)
+        self.softmax_scale = score_factor(blueprint.model.rope_scaling) * math.sqrt(self.head_size)
 
     def position(self, q_BTHK, k_BTGK, cos, sin) -> tuple[torch.Tensor, torch.Tensor]:
         """s_qk² ∘ Norm(rope(q)) and Norm(rope(k))."""

@@ -1,16 +1,60 @@
-"""Rotary position embedding: a rotation of pairs (i, i + K/2) of a head's entries (half-split layout, as Llama's)."""
+"""Rotary position embedding: a rotation of pairs (i, i + K/2) of a head's entries (half-split layout, as Llama's).
 
+Scaled to reach further than before (`model.rope_scaling`), it stays a rotation: what YaRN does to the attention's sharpness is a factor
+of the scores.
+"""
+
+import math
 from functools import lru_cache
 
 import torch
 
+from megatron_ngpt.config.recipe import Model, RopeScaling
+
+FAST, SLOW = 32, 1  # YaRN leaves pairs that turn this often within the original context, and stretches those that turn no more than so
+
 
 @lru_cache(maxsize=8)
-def rotation_table(context: int, head_size: int, base: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def rotation_table(context: int, model: Model, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of every position's angles, fp32 [context, K] each, the second half repeating the first."""
-    frequencies = base ** (-torch.arange(0, head_size, 2, device=device, dtype=torch.float64) / head_size)
-    angles = torch.arange(context, device=device, dtype=torch.float64).outer(frequencies).repeat(1, 2)
+    angles = torch.arange(context, device=device, dtype=torch.float64).outer(frequencies(model).to(device)).repeat(1, 2)
     return angles.cos().float(), angles.sin().float()
+
+
+def frequencies(model: Model) -> torch.Tensor:
+    """Each pair's angle from one position to the next, float64 [K/2]: base^(−2i/K), scaled as the model says."""
+    scaling, size = model.rope_scaling, model.head_size
+    angles = model.rope_theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    if scaling.kind == "linear":
+        return angles / scaling.factor
+    if scaling.kind == "yarn":
+        stretched = _stretched(model)
+        return angles * (1 - stretched) + angles / scaling.factor * stretched
+    return angles
+
+
+def _stretched(model: Model) -> torch.Tensor:
+    """How far YaRN stretches each pair, from 0 to 1, float64 [K/2].
+
+    The pair that turns r times within L tokens is K ln(L / 2πr) / (2 ln base); between those of both limits lies a ramp
+    (arXiv 2309.00071, section 3.2, rounded to whole pairs as `transformers` does).
+    """
+    size, scaling = model.head_size, model.rope_scaling
+
+    def pair_turning(times: int) -> float:
+        return size * math.log(scaling.original_context / (2 * math.pi * times)) / (2 * math.log(model.rope_base))
+
+    low, high = max(math.floor(pair_turning(FAST)), 0), min(math.ceil(pair_turning(SLOW)), size - 1)
+    width = high - low or 0.001  # a step where both limits are one pair
+    return ((torch.arange(size // 2, dtype=torch.float64) - low) / width).clamp(0, 1)
+
+
+def score_factor(scaling: RopeScaling) -> float:
+    """What multiplies the scale of the scores: under YaRN (0.1 ln factor + 1)², which sharpens attention, else 1.
+
+    Elsewhere cos and sin of queries and keys are multiplied by its root; nGPT's norms would undo that.
+    """
+    return (0.1 * math.log(scaling.factor) + 1) ** 2 if scaling.kind == "yarn" else 1.0
 
 
 def rotate(x_BTHK: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

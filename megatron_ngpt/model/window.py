@@ -28,7 +28,7 @@ def window_of(blueprint: Blueprint, length: int, documents_BT: torch.Tensor | No
     Out of any compiled part, where the cached table would be computed anew by every block.
     """
     weight = next(module.parameters())
-    cos, sin = rotation_table(length, blueprint.model.head_size, blueprint.model.rope_base, weight.device)
+    cos, sin = rotation_table(length, blueprint.model, weight.device)
     if documents_BT is None:
         return Window(cos, sin)
     positions_BT = document_positions(documents_BT)

@@ -85,7 +85,7 @@ def test_configs_and_tensors_of_older_versions(tmp_path):
         ({"head_dim": 8}, "has head_dim 8, and model.arch: gpt always 6"),
         (
             {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}},
-            'has rope_type "linear", and model.arch: gpt always "default"',
+            'has rope_type "linear", the recipe "default"; set model.rope_scaling.kind to match',
         ),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "has rope_theta 1000000.0, the recipe 500.0; set model.rope_b"),
         ({"vocab_size": 40}, "has vocab_size 40, the recipe 33; set model.vocab"),

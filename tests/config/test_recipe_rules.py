@@ -29,6 +29,8 @@ def recipe(tmp_path):
     (["--model.arch=gpt", "--model.embedding_shard=hidden", "--schedule.warmup_steps=99"], 2),
     (["--schedule.decay_steps=300", "--schedule.warmup_steps=200"], 1), (["--schedule.decay_steps=300", "--schedule.kind=constant"], 1),
     (["--schedule.kind=wsd", "--schedule.warmup_steps=10"], 1), (["--optimizer.tangent=true", "--model.update=slerp"], 1),
+    (["--model.rope_scaling.kind=ntk", "--model.rope_scaling.factor=2"], 1),
+    (["--model.rope_scaling={kind: yarn, factor: 2.5, original_context: 16}"], 1),
 ])
 def test_what_fits_passes(recipe, overrides, world):
     assert problems(recipe(*overrides), ZERO1, world) == []
@@ -54,6 +56,12 @@ def test_what_fits_passes(recipe, overrides, world):
     (["--schedule.min_lr=1"], 1, "schedule.min_lr = 1.0: above optimizer.lr = 0.0015"),
     (["--optimizer.tangent=true", "--model.arch=gpt"], 1, "optimizer.tangent = true: only an nGPT has weights on the sphere"),
     (["--training.eval_every=5"], 1, "training.eval_every = 5: data.valid is empty"),
+    (["--model.rope_scaling.factor=2"], 1, "model.rope_scaling.factor = 2: model.rope_scaling.kind is none; choose kind linear"),
+    (["--model.rope_scaling.kind=linear"], 1, "model.rope_scaling.factor = 1: model.rope_scaling.kind = linear needs one above 1"),
+    (["--model.rope_scaling={kind: yarn, factor: 2}"], 1, "model.rope_scaling.original_context = null: yarn needs the context"),
+    (["--model.rope_scaling={kind: ntk, factor: 2, original_context: 9}"], 1, "model.rope_scaling.original_context = 9: only yarn"),
+    (["--model.rope_scaling={kind: yarn, factor: 2, original_context: 9}", "--model.rope_base=1"], 1, "model.rope_base = 1: yarn goes"),
+    (["--model.rope_scaling={kind: ntk, factor: 2}", "--model.heads=32"], 1, "model.rope_scaling.kind = ntk: a head of 2 has one"),
     (["--checkpoint.initial=m", "--checkpoint.resume=c"], 1, "checkpoint.initial = m: a run that resumes c"),
 ])
 def test_what_does_not_fit_is_one_line(recipe, overrides, world, said):

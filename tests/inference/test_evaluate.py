@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megatron_ngpt import cli
+from megatron_ngpt.config.recipe import RopeScaling
 from megatron_ngpt.errors import DataError
 from megatron_ngpt.inference.evaluate import evaluate
 from megatron_ngpt.inference.load import load_model
@@ -81,6 +82,17 @@ def test_command_prints_one_json_object(world, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert json.loads(out) == evaluate(load_model(world.run), world.data, batches=1)
     assert list(json.loads(out)) == ["loss", "perplexity", "tokens", "context"]
+    longer = ["--context", "48", "--rope_scaling", "yarn", "--rope_factor", "3"]
+    monkeypatch.setattr(sys, "argv", ["ngpt", "evaluate", str(world.run), "--data", world.data, *longer])
+    assert cli.main() == 0
+    scaled = load_model(world.run, scaling=RopeScaling(kind="yarn", factor=3.0, original_context=16))
+    result, plain = json.loads(capsys.readouterr().out), evaluate(load_model(world.run), world.data, 48)
+    assert result == evaluate(scaled, world.data, 48) and result["loss"] != plain["loss"] and result["tokens"] == plain["tokens"]
+    for half in (longer[2:4], longer[4:]):
+        monkeypatch.setattr(sys, "argv", ["ngpt", "evaluate", str(world.run), "--data", world.data, *half])
+        assert cli.main() == 2
+        assert capsys.readouterr().err == f"{' '.join(half)}: --rope_scaling linear, ntk or yarn and --rope_factor, the context over the " \
+            "model's, go together\n"
     monkeypatch.setattr(sys, "argv", ["ngpt", "evaluate", "nowhere", "--data", world.data])
     assert cli.main() == 2
     assert capsys.readouterr().err.startswith("MODEL: nowhere is no checkpoint")

@@ -6,10 +6,12 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
+from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.model.rotary import document_positions, rotate, rotation_table
 
 B, T, H, K, BASE = 2, 50, 3, 16, 500.0
 CPU = torch.device("cpu")
+MODEL = Model(heads=H, hidden=H * K, rope_base=BASE)
 
 
 def heads(seed: int = 0) -> torch.Tensor:
@@ -17,7 +19,7 @@ def heads(seed: int = 0) -> torch.Tensor:
 
 
 def rotated(x: torch.Tensor) -> torch.Tensor:
-    return rotate(x, *rotation_table(T, K, BASE, CPU))
+    return rotate(x, *rotation_table(T, MODEL, CPU))
 
 
 def test_lengths_are_kept():
@@ -56,7 +58,7 @@ def test_equals_llamas():
 
 
 def test_a_table_a_sequence():
-    cos, sin = rotation_table(T, K, BASE, CPU)
+    cos, sin = rotation_table(T, MODEL, CPU)
     positions = torch.stack([torch.arange(T), torch.arange(T).flip(0)])
     found = rotate(heads(), cos[positions], sin[positions])
     torch.testing.assert_close(found[0], rotated(heads())[0])

@@ -7,6 +7,7 @@ class NGPTConfig(PreTrainedConfig):
     """What `config.json` says of an nGPT.
 
     `update` is how a block moves the hidden state on the sphere: `lerp` along the chord, `slerp` along the great circle.
+    `rope_parameters` are as Llama's, of `rope_type` default, linear or yarn.
     `document_boundaries` says whether training kept the documents of a sequence apart (`mask`) or not (`ignore`).
     """
 
@@ -20,7 +21,7 @@ class NGPTConfig(PreTrainedConfig):
     head_dim: int = 64
     intermediate_size: int = 4096
     max_position_embeddings: int = 1024
-    rope_theta: float = 10000.0
+    rope_parameters: dict | None = None
     update: str = "lerp"
     hidden_act: str = "silu"
     use_cache: bool = True

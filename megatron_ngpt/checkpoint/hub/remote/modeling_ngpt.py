@@ -55,12 +55,33 @@ def slerp(h: torch.Tensor, target: torch.Tensor, rates: torch.Tensor) -> torch.T
 MOVES = {"lerp": lerp, "slerp": slerp}
 
 
-def rotation(position_ids: torch.Tensor, size: int, base: float) -> Rotation:
-    """cos and sin of the angles position · base^(−2i/K); the second half of a head repeats the first."""
+def rotation(position_ids: torch.Tensor, config: NGPTConfig) -> Rotation:
+    """cos and sin of the angles position · frequency; the second half of a head repeats the first."""
     wide = torch.float32 if position_ids.device.type == "mps" else torch.float64  # fp32 loses the angles of distant positions
-    frequencies = base ** (-torch.arange(0, size, 2, device=position_ids.device, dtype=wide) / size)
-    angles = (position_ids.to(wide)[:, None, :, None] * frequencies).repeat(1, 1, 1, 2)
+    angles = (position_ids.to(wide)[:, None, :, None] * frequencies(config).to(position_ids.device, wide)).repeat(1, 1, 1, 2)
     return angles.cos().float(), angles.sin().float()
+
+
+def frequencies(config: NGPTConfig) -> torch.Tensor:
+    """Each pair's angle from one position to the next, float64 [K/2]: θ^(−2i/K), for a longer context all divided by the factor (linear),
+    or as far as they turn seldom within the original context (yarn, arXiv 2309.00071)."""
+    rope, size = config.rope_parameters, config.head_dim
+    angles = rope["rope_theta"] ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    if rope["rope_type"] == "default":
+        return angles
+    if rope["rope_type"] == "linear":
+        return angles / rope["factor"]
+    length, turns = rope["original_max_position_embeddings"], 2 * math.log(rope["rope_theta"]) / size
+    fast, slow = (math.log(length / (2 * math.pi * times)) / turns for times in (32, 1))  # the pairs that turn so often
+    low, high = max(math.floor(fast), 0), min(math.ceil(slow), size - 1)
+    divided = ((torch.arange(size // 2, dtype=torch.float64) - low) / (high - low or 0.001)).clamp(0, 1)
+    return angles * (1 - divided) + angles / rope["factor"] * divided
+
+
+def softmax_scale(config: NGPTConfig) -> float:
+    """√K, under yarn times (0.1 ln factor + 1)². Others multiply cos and sin by its root, which Norm would undo here."""
+    rope = config.rope_parameters
+    return math.sqrt(config.head_dim) * ((0.1 * math.log(rope["factor"]) + 1) ** 2 if rope["rope_type"] == "yarn" else 1)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -88,6 +109,7 @@ class NGPTAttention(nn.Module):
     def __init__(self, config: NGPTConfig, layer: int):
         super().__init__()
         self.config, self.layer_idx, self.is_causal = config, layer, True
+        self.scaling = softmax_scale(config)
         self.head_dim, heads, groups = config.head_dim, config.num_attention_heads, config.num_key_value_heads
         self.num_key_value_groups = heads // groups  # query heads a group, as the attention functions call it
         self.q_proj = nn.Linear(config.hidden_size, heads * self.head_dim, bias=False)
@@ -106,7 +128,7 @@ class NGPTAttention(nn.Module):
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        out, probabilities = attend(self, q, k, v, attention_mask, scaling=math.sqrt(self.head_dim), **kwargs)
+        out, probabilities = attend(self, q, k, v, attention_mask, scaling=self.scaling, **kwargs)
         return self.o_proj(out.flatten(2)), probabilities
 
 
@@ -180,6 +202,8 @@ class NGPTModel(NGPTPreTrainedModel):
 
     def __init__(self, config: NGPTConfig):
         super().__init__(config)
+        if (kind := config.rope_parameters["rope_type"]) not in ("default", "linear", "yarn"):
+            raise ValueError(f"rope_type {kind}: an nGPT has default, linear or yarn")
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(NGPTDecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
@@ -210,7 +234,7 @@ class NGPTModel(NGPTPreTrainedModel):
         mask = create_causal_mask(
             config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, cache=cache, position_ids=position_ids
         )
-        h, turn = inputs_embeds.float(), rotation(position_ids, self.config.head_dim, self.config.rope_theta)
+        h, turn = inputs_embeds.float(), rotation(position_ids, self.config)
         for layer in self.layers:
             h = layer(h, turn, mask, cache=cache, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=h, cache=cache)
