@@ -19,7 +19,6 @@ from benchmarks.machine import write
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
-from megatron_ngpt.model.ends import Loss
 from megatron_ngpt.model.initial import initialise
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.shards import shards_of
@@ -38,9 +37,9 @@ def our_model(arch: str, shape: tuple, compiled: bool) -> tuple[Decoder, Callabl
     blueprint = Blueprint(
         Model(arch=arch, hidden=hidden, layers=layers, heads=heads, context=context), vocabulary, compile=compiled
     )
-    module, loss = Decoder(blueprint), Loss(blueprint)
+    module = Decoder(blueprint)
     initialise(shards_of(module), 0)
-    return module, lambda tokens, targets: loss(module(tokens), targets)
+    return module, module
 
 
 def llama(shape: tuple, compiled: bool) -> tuple[torch.nn.Module, Callable]:

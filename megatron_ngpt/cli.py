@@ -134,15 +134,17 @@ def evaluate(
     rope_factor: Annotated[float | None, typer.Option("--rope_factor", min=1, callback=finite, help="context over the model's")] = None,
     tensor: Annotated[int, TENSOR] = 1,
     pipeline: Annotated[int, PIPELINE] = 1,
+    context_ranks: Annotated[int, typer.Option("--context_ranks", min=1, help="ranks that the tokens of a window are divided over")] = 1,
 ) -> None:
     """Print a model's loss, perplexity, tokens and context on a dataset, as one JSON object.
 
     Longer than the model was trained with: --rope_scaling and --rope_factor, as the recipe's model.rope_scaling.
-    On several ranks (torchrun --nproc_per_node N -m megatron_ngpt evaluate ...) those beyond tensor · pipeline share the windows.
+    On several ranks (torchrun --nproc_per_node N -m megatron_ngpt evaluate ...) those beyond tensor · pipeline · context_ranks share
+    the windows.
     """
     from megatron_ngpt.inference.evaluate import run
 
-    run(model, data, context, batches, rope_scaling, rope_factor, tensor, pipeline)
+    run(model, data, context, batches, rope_scaling, rope_factor, tensor, pipeline, context_ranks)
 
 
 @app.command()

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from megatron_ngpt.config.recipe import Parallel
 
-AXES = ("tensor", "data", "pipeline")  # the first one's ranks are neighbours, on one host: the axis that talks most
+AXES = ("tensor", "context", "data", "pipeline")  # the first one's ranks are neighbours, on one host: the axis that talks most
 REST = "data"  # takes the ranks that the other axes leave
 GROUPS = {  # slices along several axes, named by what their ranks are for
     "readers": ("data",),  # read other rows of the global batch
-    "replicas": ("data",),  # have the same parameters: losses and gradients are means over them, ZeRO divides the optimiser's state
+    "replicas": ("context", "data"),  # have the same parameters: losses and gradients are means over them, ZeRO divides optimiser state
     "model": ("tensor", "pipeline"),  # hold one replica of the model between them
     "world": AXES,
 }

@@ -102,9 +102,13 @@ class Model(Section):
 
 
 class Parallel(Section):
-    """How the model is cut; data parallel size = world size / (tensor · pipeline)."""
+    """How the model is cut; data parallel size = world size / (tensor · context · pipeline)."""
 
     tensor: Positive = Field(1, description="ranks that share every layer's matrices")
+    context: Positive = Field(1, description="ranks that the sequence of every sample is divided over, through all layers")
+    context_kind: Literal["ulysses", "ring"] = Field(
+        "ulysses", description="ulysses: for attention, slices of the sequence become slices of heads; ring: keys and values travel"
+    )
     pipeline: Positive = Field(1, description="stages the layers are divided over")
     sequence: bool = Field(False, description="split activations between blocks over the tensor ranks")
 

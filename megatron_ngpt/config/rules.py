@@ -57,18 +57,38 @@ def _layout(recipe: Recipe, world: int) -> Iterator[str]:
     cut = {"model.heads": model.heads, "model.ffn": model.ffn_size}
     if model.groups != model.heads:
         cut["model.kv_heads"] = model.groups
-    if recipe.parallel.sequence:
-        cut["model.context"] = model.context
     for key, size in cut.items():
         if size % tensor:
             yield f"parallel.tensor = {tensor}: must divide {key} = {size}; {_divisors(size, tensor)}"
+    yield from _sequence(recipe)
     if pipeline > model.layers:
         yield f"parallel.pipeline = {pipeline}: more stages than model.layers = {model.layers}; choose 1 to {model.layers}"
     given = given_sizes(recipe.parallel)
     if world % (product := math.prod(given.values())):
+        shown = ", ".join(f"parallel.{axis} = {size}" for axis, size in given.items() if size > 1 or axis != "context")
+        yield f"{shown}: their product {product} must divide the number of ranks, {world}; {_divisors(world, product)}"
+
+
+def _sequence(recipe: Recipe) -> Iterator[str]:
+    """The sequence divides into runs of positions, one or two a context rank, and those over tensor ranks where they share it."""
+    model, parallel = recipe.model, recipe.parallel
+    runs, keys = 1, []
+    if parallel.sequence:
+        runs, keys = parallel.tensor, [f"parallel.tensor = {parallel.tensor} with sequence: true"]
+    if parallel.context > 1:
+        ring = parallel.context_kind == "ring"
+        runs, keys = runs * parallel.context * (2 if ring else 1), [*keys, f"parallel.context = {parallel.context}"]
+        if ring:
+            keys.append("two runs of positions a rank of a ring")
+    if model.context % runs:
+        below = model.context // runs * runs
+        choice = " or ".join(str(size) for size in (below, below + runs) if size)
+        yield f"model.context = {model.context}: must be a multiple of {runs} ({', '.join(keys)}); choose {choice}"
+    heads = model.heads // parallel.tensor
+    if parallel.context_kind == "ulysses" and heads % parallel.context and not model.heads % parallel.tensor:
         yield (
-            f"{', '.join(f'parallel.{axis} = {size}' for axis, size in given.items())}: their product {product} must divide "
-            f"the number of ranks, {world}; {_divisors(world, product)}"
+            f"parallel.context = {parallel.context}: must divide the {heads} heads of a tensor rank where attention is divided by heads "
+            f"(parallel.context_kind: ulysses); {_divisors(heads, parallel.context)}, or context_kind: ring"
         )
 
 

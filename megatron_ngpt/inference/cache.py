@@ -30,7 +30,7 @@ class LayerPast:
         for kept, new in ((self.keys, k_BTGK), (self.values, v_BTGK)):
             kept.transpose(1, 2)[cache.rows_B1, cache.positions_BT] = new
         if cache.fresh:
-            return causal_attention(q_BTHK, k_BTGK, v_BTGK, scale, None)
+            return causal_attention(q_BTHK, k_BTGK, v_BTGK, scale)
         rows, tokens, heads, size = q_BTHK.shape
         groups = k_BTGK.shape[2]
         # The heads that share keys become the rows of one product with them, so that the cache is read once.

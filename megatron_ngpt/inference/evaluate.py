@@ -13,19 +13,27 @@ from megatron_ngpt.data.batches import BatchSource, Rows
 from megatron_ngpt.data.indexed import IndexedDataset, read_meta
 from megatron_ngpt.data.tape import Tape, find_prefixes, select_documents
 from megatron_ngpt.errors import CheckpointError, ConfigError, DataError
-from megatron_ngpt.inference.forward import logits
+from megatron_ngpt.inference.forward import token_losses
 from megatron_ngpt.inference.load import LoadedModel, load_model
-from megatron_ngpt.inference.ranks import joined, shown
-from megatron_ngpt.model.ends import local_vocabulary
+from megatron_ngpt.inference.ranks import check_context, joined, shown
+from megatron_ngpt.model.window import held_positions
 from megatron_ngpt.parallel.regions import reduce_vector
 from megatron_ngpt.parallel.together import together
-from megatron_ngpt.parallel.vocabulary import cross_entropy
 
-BATCH = 8  # sequences that are put through the model together
+BATCH = 8  # sequences that are read together
+TOKENS = 1 << 14  # tokens that are put through the model together, where a sequence has no more
 
 
 def run(
-    path: Path, data: str, context: int | None, batches: int | None, kind: str | None, factor: float | None, tensor: int, pipeline: int
+    path: Path,
+    data: str,
+    context: int | None,
+    batches: int | None,
+    kind: str | None,
+    factor: float | None,
+    tensor: int,
+    pipeline: int,
+    context_ranks: int,
 ) -> None:
     """The command: print the result of the model at `path`, with its positions scaled by `kind` and `factor` where they are given."""
     scales = kind not in (None, "none")
@@ -33,7 +41,7 @@ def run(
         given = f"--rope_scaling {kind}" if scales else f"--rope_factor {factor:g}"
         raise ConfigError(f"{given}: --rope_scaling linear, ntk or yarn and --rope_factor, the context over the model's, go together")
     scaling = None if kind is None else RopeScaling(kind=kind, factor=factor or 1.0)
-    with joined(tensor, pipeline) as grid:
+    with joined(tensor, pipeline, context_ranks) as grid:
         result = evaluate(load_model(path, mask_documents=None, grid=grid, scaling=scaling), data, context, batches)
         if grid.world.first:
             print(json.dumps(result))
@@ -51,6 +59,7 @@ def evaluate(loaded: LoadedModel, prefix: str, context: int | None = None, batch
         CheckpointError: the loss is not finite.
     """
     context = context or loaded.model.context
+    check_context(loaded.module.blueprint, context)
     tape = _open(prefix, context)
     _check_tokenizer(loaded, prefix)
     source = BatchSource([tape], [1.0], context, BATCH, None, loaded.vocabulary)
@@ -84,14 +93,15 @@ def _total(loaded: LoadedModel, source: BatchSource, windows: int) -> float:
 @torch.inference_mode()
 def _summed_loss(loaded: LoadedModel, rows: Rows) -> float:
     """On the last pipeline stage the sum of all tokens' losses, elsewhere 0."""
-    blueprint = loaded.module.blueprint
-    tokens = torch.from_numpy(rows.tokens.astype(np.int64)).to(loaded.device)
-    documents = torch.from_numpy(rows.documents).to(loaded.device)[:, :-1] if blueprint.mask_documents else None
-    found = logits(loaded.module, tokens[:, :-1], documents)
-    if found is None:
-        return 0.0
-    first, _ = local_vocabulary(blueprint)
-    return cross_entropy(found, tokens[:, 1:].contiguous(), blueprint.grid.tensor, first).double().sum().item()
+    module, total = loaded.module, 0.0
+    tokens = torch.from_numpy(rows.tokens.astype(np.int64))
+    held = held_positions(module.blueprint, tokens.shape[1] - 1)
+    for part in torch.arange(len(tokens)).split(max(1, TOKENS // tokens.shape[1])):
+        documents = torch.from_numpy(rows.documents)[part, :-1] if module.blueprint.mask_documents else None
+        inputs, targets = (tokens[part][:, places].to(loaded.device) for places in (held, held + 1))
+        found = token_losses(module, inputs, targets, documents)
+        total += 0.0 if found is None else found.double().sum().item()
+    return total
 
 
 def _open(prefix: str, context: int) -> Tape:

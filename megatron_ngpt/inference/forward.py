@@ -45,7 +45,19 @@ def next_logits(module: Decoder, h_BTD: torch.Tensor, counts: torch.Tensor) -> t
     return whole_vocabulary(module, module.layers[-1](h_BTD[rows, last].unsqueeze(1))[:, 0])
 
 
-def logits(module: Decoder, tokens_BT: torch.Tensor, documents_BT: torch.Tensor | None = None) -> torch.Tensor | None:
-    """Logits [B, T, V] of each tensor rank's vocabulary entries on the last stage, None on the others; documents are kept apart."""
+def token_losses(
+    module: Decoder, tokens_BT: torch.Tensor, targets_BT: torch.Tensor, documents_BT: torch.Tensor | None = None
+) -> torch.Tensor | None:
+    """Each token's loss, nats, fp32 [B, T], on the last stage, None on the others; of this context rank's tokens.
+
+    `documents` (of the whole sequence) are kept apart.
+    """
     window = window_of(module.blueprint, tokens_BT.shape[1], documents_BT, module)
-    return through_stages(module, tokens_BT, lambda x: run_layers(module.layers, x, window))
+    *body, last = module.layers
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        if isinstance(last, Head):
+            return last.token_losses(run_layers(body, x, window), targets_BT)
+        return run_layers(module.layers, x, window)
+
+    return through_stages(module, tokens_BT, run)

@@ -10,9 +10,9 @@ from megatron_ngpt.inference.load import LoadedModel
 from megatron_ngpt.inference.ranks import from_last_stage
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.model.ends import local_vocabulary
+from megatron_ngpt.parallel import cross_entropy
 from megatron_ngpt.parallel.grid import Axis
 from megatron_ngpt.parallel.regions import all_gather
-from megatron_ngpt.parallel.vocabulary import cross_entropy
 
 
 class Scored(NamedTuple):
@@ -59,7 +59,7 @@ def _score_row(module: Decoder, first: torch.Tensor, rest: torch.Tensor | None, 
     logits_BTV = module.layers[-1](h_TD.unsqueeze(0))
     targets_BT = torch.tensor([then], device=h_TD.device)
     axis, start = module.blueprint.grid.tensor, local_vocabulary(module.blueprint)[0]
-    losses = cross_entropy(logits_BTV, targets_BT, axis, start)
+    losses, _ = cross_entropy.losses(logits_BTV[0], targets_BT[0] - start, axis, cross_entropy.passes(compiled=False))
     greedy = (_likeliest(logits_BTV[0], axis, start) == targets_BT[0]).all()
     return torch.stack([-losses.double().sum(), greedy.double()])
 

@@ -16,7 +16,7 @@ from megatron_ngpt.config.recipe import Model, RopeScaling
 from megatron_ngpt.config.rules import rotation_problems
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import CheckpointError, ConfigError
-from megatron_ngpt.inference.ranks import check_layout
+from megatron_ngpt.inference.ranks import check_layout, context_kind
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.parallel.device import choose_device
@@ -129,7 +129,7 @@ def _masks(mask_documents: bool | None, boundaries: str) -> bool:
 
 def _build(model: Model, vocabulary: int, mask_documents: bool, grid: RankGrid) -> Decoder:
     check_layout(model, grid)
-    blueprint = Blueprint(model, vocabulary, grid, mask_documents=mask_documents)
+    blueprint = Blueprint(model, vocabulary, grid, context_kind=context_kind(model, grid), mask_documents=mask_documents)
     with choose_device():
         return Decoder(blueprint, _stage(blueprint)).eval()
 

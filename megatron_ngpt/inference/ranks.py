@@ -4,6 +4,7 @@ Every rank runs the same program on the same text. Tensor ranks work on a layer 
 what the last stage finds is told to all that share the model, so that each knows the next tokens without asking.
 """
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from rich.progress import track
 from megatron_ngpt.config.place import read_place, variables
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.parallel.device import choose_device, start_process_group
 from megatron_ngpt.parallel.grid import RankGrid, make_grid
@@ -29,17 +31,19 @@ T = TypeVar("T")
 
 
 @contextmanager
-def joined(tensor: int = 1, pipeline: int = 1) -> Iterator[RankGrid]:
+def joined(tensor: int = 1, pipeline: int = 1, context: int = 1) -> Iterator[RankGrid]:
     """The grid of the ranks that a launcher has started, together for as long as the context lasts; of this process without one.
 
     Raises:
-        ConfigError: their number is no multiple of tensor · pipeline.
+        ConfigError: their number is no multiple of tensor · pipeline · context.
     """
-    place, sizes = read_place(os.environ), {"tensor": tensor, "pipeline": pipeline}
-    if place.world % (tensor * pipeline):
+    place, sizes = read_place(os.environ), {"tensor": tensor, "context": context, "pipeline": pipeline}
+    if place.world % (product := math.prod(sizes.values())):
+        options = {"tensor": "--tensor", "context": "--context_ranks", "pipeline": "--pipeline"}
+        given = ", ".join(f"{options[axis]} = {size}" for axis, size in sizes.items() if size > 1 or axis != "context")
         raise ConfigError(
-            f"--tensor = {tensor}, --pipeline = {pipeline}: their product {tensor * pipeline} must divide the number of ranks, "
-            f"{place.world}; start as many with torchrun --nproc_per_node {tensor * pipeline} -m megatron_ngpt ..."
+            f"{given}: their product {product} must divide the number of ranks, "
+            f"{place.world}; start as many with torchrun --nproc_per_node {product} -m megatron_ngpt ..."
         )
     if place.world == 1:
         yield RankGrid()
@@ -70,6 +74,21 @@ def check_layout(model: Model, grid: RankGrid) -> None:
         problems.append(f"--pipeline = {pipeline}: more stages than the model has layers; valid are 1 to {model.layers}")
     if problems:
         raise ConfigError(*problems)
+
+
+def context_kind(model: Model, grid: RankGrid) -> str:
+    """How attention spans the context ranks: by heads where these divide, else in a ring."""
+    return "ring" if model.heads // grid.tensor.size % grid.context.size else "ulysses"
+
+
+def check_context(blueprint: Blueprint, context: int) -> None:
+    """Refuse windows that do not divide over the context ranks."""
+    runs = blueprint.grid.context.size * (2 if blueprint.context_kind == "ring" else 1)
+    if blueprint.grid.context.size > 1 and context % runs:
+        raise ConfigError(
+            f"--context = {context}: must be a multiple of {runs} for --context_ranks = {blueprint.grid.context.size}; "
+            f"choose {-(-context // runs) * runs}"
+        )
 
 
 def through_stages(module: Decoder, tokens_BT: torch.Tensor, run: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor | None:

@@ -11,8 +11,10 @@ from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.rotary import rotate, score_factor
 from megatron_ngpt.model.scales import effective
 from megatron_ngpt.model.window import Window
+from megatron_ngpt.parallel.document_attention import document_attention, ring_attention
 from megatron_ngpt.parallel.linear import ColumnParallelLinear, RowParallelLinear, enter_region, leave_region
 from megatron_ngpt.parallel.placement import parameter
+from megatron_ngpt.parallel.ulysses import attention_by_heads
 from megatron_ngpt.sphere.geometry import inverse_norm
 
 
@@ -30,7 +32,8 @@ class Attention(nn.Module):
         super().__init__()
         model, axis = blueprint.model, blueprint.grid.tensor
         record = blueprint.parameters
-        self.axis, self.sequence = axis, blueprint.sequence
+        self.axis, self.sequence, self.context = axis, blueprint.sequence, blueprint.grid.context
+        self.ring = self.context.size > 1 and blueprint.context_kind == "ring"
         self.heads, self.groups, self.head_size = model.heads // axis.size, model.groups // axis.size, model.head_size
         self.q_proj = ColumnParallelLinear(record[f"{name}.q_proj.weight"], axis)
         self.k_proj = ColumnParallelLinear(record[f"{name}.k_proj.weight"], axis)
@@ -46,10 +49,23 @@ class Attention(nn.Module):
         v_BTGK = self.v_proj(x_BTD).unflatten(-1, (self.groups, self.head_size))
         q_BTHK, k_BTGK = self.position(q_BTHK, k_BTGK, window.cos, window.sin)
         if past is None:
-            a_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, self.softmax_scale, window.mask_B1TT)
+            a_BTHK = self.attend(q_BTHK, k_BTGK, v_BTGK, window)
         else:
             a_BTHK = past.attend(q_BTHK, k_BTGK, v_BTGK, self.softmax_scale)
         return leave_region(self.o_proj(a_BTHK.flatten(-2)), self.axis, self.sequence)
+
+    def attend(self, q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor, window: Window) -> torch.Tensor:
+        """Causal attention over the context ranks, within documents where the window has any, [B, T, H, K]."""
+        scale, documents = self.softmax_scale, window.documents
+        if self.ring:
+            return ring_attention(q_BTHK, k_BTGK, v_BTGK, scale, self.context, documents)
+
+        def whole(q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor) -> torch.Tensor:
+            if documents is None:
+                return causal_attention(q_BTHK, k_BTGK, v_BTGK, scale)
+            return document_attention(q_BTHK, k_BTGK, v_BTGK, scale, documents)
+
+        return attention_by_heads(q_BTHK, k_BTGK, v_BTGK, self.context, whole)
 
     def position(self, q_BTHK, k_BTGK, cos, sin) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys as the scores use them, in their own dtype."""
@@ -76,16 +92,13 @@ class NormalizedAttention(Attention):
         return q.to(q_BTHK.dtype), k.to(k_BTGK.dtype)
 
 
-def causal_attention(
-    q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor, scale: float, mask_B1TT: torch.Tensor | None
-) -> torch.Tensor:
-    """softmax(scale · q kᵀ + mask) v through torch's fused kernels, [B, T, H, K]; without a mask each token sees all up to itself."""
+def causal_attention(q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor, scale: float) -> torch.Tensor:
+    """softmax(scale · q kᵀ) v through torch's fused kernels, [B, T, H, K]; each token sees all up to itself."""
     out = F.scaled_dot_product_attention(
         q_BTHK.transpose(1, 2),
         k_BTGK.transpose(1, 2),
         v_BTGK.transpose(1, 2),
-        attn_mask=mask_B1TT,
-        is_causal=mask_B1TT is None,
+        is_causal=True,
         scale=scale,
         enable_gqa=q_BTHK.shape[2] != k_BTGK.shape[2],
     )

@@ -18,6 +18,7 @@ class Blueprint:
         model: the recipe's section.
         vocabulary: entries of the vocabulary, without padding.
         sequence: activations between blocks are split along the sequence over the tensor ranks.
+        context_kind: how attention spans context ranks: `ulysses` or `ring`.
         mask_documents: layers get, and pass on, each token's document.
         recompute: keep only each block's input, recompute the block in backward.
         compile: compile each block, the head and the loss.
@@ -27,6 +28,7 @@ class Blueprint:
     vocabulary: int
     grid: RankGrid = field(default_factory=RankGrid)
     sequence: bool = False
+    context_kind: str = "ulysses"
     mask_documents: bool = False
     recompute: bool = False
     compile: bool = False

@@ -28,14 +28,17 @@ class Decoder(nn.Module):
         self.blueprint = blueprint
         self.layers = nn.ModuleList(kind(*arguments) for kind, arguments in layer_list(blueprint)[part])
 
-    def forward(self, batch) -> torch.Tensor:
-        """Logits [B, T, V] of this tensor rank's vocabulary entries, from tokens [B, T] (or (tokens, documents) under `mask`)."""
+    def forward(self, batch, targets_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [B, T, V] of this tensor rank's vocabulary entries, or with targets the mean loss a token, from tokens [B, T] of this
+        context rank's positions (under `mask`: (tokens, documents of all positions))."""
         tokens_BT, documents_BT = batch if self.blueprint.mask_documents else (batch, None)
-        return run_layers(self.layers, tokens_BT, window_of(self.blueprint, tokens_BT.shape[1], documents_BT, self))
+        *body, head = self.layers
+        h_BTD = run_layers(body, tokens_BT, window_of(self.blueprint, tokens_BT.shape[1], documents_BT, self))
+        return head(h_BTD, targets_BT)
 
 
 def run_layers(layers: Iterable[nn.Module], x: torch.Tensor, window: Window) -> torch.Tensor:
-    """Tokens [B, T] or hidden states [B, T, D] through some of the layer list, in order."""
+    """Tokens [B, T] or hidden states [B, T, D] through embedding and blocks, or some of them, in order."""
     for layer in layers:
         x = layer(x, window) if isinstance(layer, Block) else layer(x)
     return x

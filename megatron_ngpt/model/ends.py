@@ -6,10 +6,11 @@ from torch import nn
 from megatron_ngpt.model.blocks import RMSNorm
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.scales import effective
+from megatron_ngpt.parallel.head_loss import VocabularyHead
 from megatron_ngpt.parallel.linear import enter_region
 from megatron_ngpt.parallel.placement import parameter, place
 from megatron_ngpt.parallel.products import product
-from megatron_ngpt.parallel.vocabulary import HiddenParallelEmbedding, VocabularyParallelEmbedding, cross_entropy
+from megatron_ngpt.parallel.vocabulary import HiddenParallelEmbedding, VocabularyParallelEmbedding
 
 
 class Embedding(nn.Module):
@@ -27,20 +28,48 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """What both kinds share: h to the logits [B, T, V] of this rank's vocabulary entries, in the weight's dtype, padding left out: a
-    logit of −∞ without computing it."""
+    """What both kinds share: from h to the logits of this rank's vocabulary entries, or at once to the loss. Padding is left out: a logit
+    of −∞ without computing it. A kind defines `normed` and `scale`."""
 
     def __init__(self, blueprint: Blueprint):
         super().__init__()
         self.blueprint, self.axis = blueprint, blueprint.grid.tensor
         self.weight = parameter(blueprint.parameters["lm_head.weight"], self.axis)
-        self.entries = local_vocabulary(blueprint)[1]
+        first, self.entries = local_vocabulary(blueprint)
         self._product = torch.compile(product) if blueprint.compile else product
+        self._losses = VocabularyHead(self.axis, first, self.weight.placement.local[0], blueprint.compile)
 
-    def logits(self, h_BTD: torch.Tensor, scale_V: torch.Tensor | None) -> torch.Tensor:
-        """scale ∘ (W h)."""
-        x_BTD = enter_region(h_BTD.to(self.weight.dtype), self.axis, self.blueprint.sequence)
-        return self._product(x_BTD, self.weight[: self.entries], scale_V)
+    def forward(self, h_BTD: torch.Tensor, targets_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """The logits [B, T, V] in the weight's dtype; with targets the mean loss a token, nats, an fp32 scalar."""
+        x_BTD = self.enter(h_BTD)
+        return self._product(x_BTD, *self._matrix()) if targets_BT is None else self.loss(x_BTD, targets_BT)
+
+    def enter(self, h_BTD: torch.Tensor) -> torch.Tensor:
+        """What the head's matrix reads on every tensor rank, [B, T, D]."""
+        return enter_region(self.normed(h_BTD).to(self.weight.dtype), self.axis, self.blueprint.sequence)
+
+    def loss(self, x_BTD: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        """The mean loss a token of what `enter` returned."""
+        return self._losses.mean_loss(x_BTD, *self._matrix(), targets_BT)
+
+    def token_losses(self, h_BTD: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        """Each token's loss, nats, fp32 [B, T]; without gradients."""
+        return self._losses.token_losses(self.enter(h_BTD), *self._matrix(), targets_BT)
+
+    def normed(self, h_BTD: torch.Tensor) -> torch.Tensor:
+        """h as the head's matrix reads it."""
+        return h_BTD
+
+    def scale(self) -> torch.Tensor | None:
+        """What the logits are multiplied by, fp32 [V]; None: 1."""
+        return None
+
+    def _matrix(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and scale of the real entries; a slice's gradient would be filled up with zeros, so none where all are real."""
+        scale_V = self.scale()
+        if self.entries == self.weight.placement.local[0]:
+            return self.weight, scale_V
+        return self.weight[: self.entries], None if scale_V is None else scale_V[: self.entries]
 
 
 class NormalizedHead(Head):
@@ -50,9 +79,9 @@ class NormalizedHead(Head):
         super().__init__(blueprint)
         self.logit_scale = parameter(blueprint.parameters["logit_scale"], self.axis)
 
-    def forward(self, h_BTD: torch.Tensor) -> torch.Tensor:
-        """s_z ∘ (W h)."""
-        return self.logits(h_BTD, effective(self.logit_scale)[: self.entries])
+    def scale(self) -> torch.Tensor:
+        """s_z."""
+        return effective(self.logit_scale)
 
 
 class BaselineHead(Head):
@@ -62,9 +91,9 @@ class BaselineHead(Head):
         super().__init__(blueprint)
         self.norm = RMSNorm(blueprint, "model.norm")
 
-    def forward(self, h_BTD: torch.Tensor) -> torch.Tensor:
-        """W RMSNorm(h)."""
-        return self.logits(self.norm(h_BTD), None)
+    def normed(self, h_BTD: torch.Tensor) -> torch.Tensor:
+        """RMSNorm(h)."""
+        return self.norm(h_BTD)
 
 
 def local_vocabulary(blueprint: Blueprint) -> tuple[int, int]:
@@ -72,14 +101,3 @@ def local_vocabulary(blueprint: Blueprint) -> tuple[int, int]:
     box = place(blueprint.parameters["lm_head.weight"], blueprint.grid.tensor)
     first = box.offset[0]
     return first, max(0, min(box.local[0], blueprint.vocabulary - first))
-
-
-class Loss:
-    """Mean loss a token, nats; DeepSpeed's pipeline calls it on the last stage's (logits, targets [B, T])."""
-
-    def __init__(self, blueprint: Blueprint):
-        self.axis, self.compiled = blueprint.grid.tensor, blueprint.compile
-        self.first = local_vocabulary(blueprint)[0]
-
-    def __call__(self, logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(logits_BTV, targets_BT, self.axis, self.first, self.compiled).mean()

@@ -1,15 +1,16 @@
 """The layer list over pipeline stages, as a DeepSpeed `PipelineModule`."""
 
+import torch
 from deepspeed.pipe import LayerSpec, PipelineModule
 from deepspeed.runtime.pipe.topology import ProcessTopology
 
 from megatron_ngpt.config.costs.stages import stages_of
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import layer_list, run_layers
-from megatron_ngpt.model.ends import Head, Loss
+from megatron_ngpt.model.ends import Head
 from megatron_ngpt.model.window import window_of
 
-_AXES = {"tensor": "model", "data": "data", "pipeline": "pipe"}  # in DeepSpeed's words
+_AXES = {"model": "tensor", "data": "replicas", "pipe": "pipeline"}  # DeepSpeed's words, and ours; ranks numbered with the first fastest
 
 
 class DecoderPipeline(PipelineModule):
@@ -18,20 +19,30 @@ class DecoderPipeline(PipelineModule):
     def __init__(self, blueprint: Blueprint):
         grid, self._blueprint = blueprint.grid, blueprint
         self._bounds = stages_of(blueprint.model, blueprint.vocabulary, grid.pipeline.size)
-        slow_first = list(reversed(grid.shape.sizes))
+        slow_first = list(reversed(_AXES))
         super().__init__(
             layers=[LayerSpec(kind, *arguments) for kind, arguments in layer_list(blueprint)],
-            topology=ProcessTopology([_AXES[axis] for axis in slow_first], [grid.shape.sizes[axis] for axis in slow_first]),
-            loss_fn=Loss(blueprint),
+            topology=ProcessTopology(slow_first, [grid.shape.size(_AXES[axis]) for axis in slow_first]),
+            loss_fn=self._loss,
         )
 
     def forward(self, state):
-        """What this stage hands on, or the logits, from the tokens [B, T] or what the stage before handed on, h [B, T, D]; with masked
-        documents, both are beside the documents [B, T]. Overrides `PipelineModule`, whose layers know nothing of each other."""
+        """What this stage hands on, or what its head's matrix reads, from the tokens [B, T] or what the stage before handed on,
+        h [B, T, D]; with masked documents, both are beside the documents. Overrides `PipelineModule`, whose layers know nothing of each
+        other."""
         blueprint, masked = self._blueprint, self._blueprint.mask_documents
         x, documents_BT = state if masked else (state, None)
-        x = run_layers(self.forward_funcs, x, window_of(blueprint, blueprint.model.context, documents_BT, self))
-        return (x, documents_BT) if masked and not isinstance(self.forward_funcs[-1], Head) else x
+        *body, last = self.forward_funcs
+        head = last if isinstance(last, Head) else None
+        window = window_of(blueprint, blueprint.model.context // blueprint.grid.context.size, documents_BT, self)
+        x = run_layers(body if head else self.forward_funcs, x, window)
+        if head:
+            return head.enter(x)
+        return (x, documents_BT) if masked else x
+
+    def _loss(self, x_BTD: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        """The mean loss a token, nats, from what `forward` of the last stage returned."""
+        return self.forward_funcs[-1].loss(x_BTD, targets_BT)
 
     def _partition_layers(self, method: str = "") -> None:
         """Overrides `PipelineModule`, which counts parameters and would give the embedding a stage of its own."""

@@ -6,36 +6,40 @@ import torch
 
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.rotary import document_positions, rotation_table
+from megatron_ngpt.parallel.attention_plan import document_runs, held_runs
+from megatron_ngpt.parallel.document_attention import Documents
 
 
 class Window(NamedTuple):
-    """The positions of a micro-batch's tokens as this rank's attention sees them, and which of them see each other.
+    """The positions of a micro-batch's tokens as this rank's attention projects them, and which of them see each other.
 
     Attributes:
         cos, sin: of each position's angles, fp32 [T, K] or, where documents count their own positions, [B, T, K].
-        mask_B1TT: added to the scores, 0 or −∞, in the weights' dtype; None: each token sees all up to itself.
+        documents: keep to themselves; None: each token sees all up to itself.
     """
 
     cos: torch.Tensor
     sin: torch.Tensor
-    mask_B1TT: torch.Tensor | None = None
+    documents: Documents | None = None
 
 
 def window_of(blueprint: Blueprint, length: int, documents_BT: torch.Tensor | None, module: torch.nn.Module) -> Window:
-    """The window of sequences of `length` tokens for the layers of `module`; with documents, each keeps to itself.
+    """The window of sequences of which each context rank has `length` tokens, for the layers of `module`.
 
-    Attention has every position of the sequence on each rank: what sequence parallelism splits, it gathers before.
-    Out of any compiled part, where the cached table would be computed anew by every block.
+    With documents (of the whole sequence, best in host memory, where they are looked at), each keeps to itself. A tensor rank's
+    attention has all these tokens: what sequence parallelism splits, it gathers before. Out of any compiled part, where the cached
+    table would be computed anew by every block.
     """
-    weight = next(module.parameters())
-    cos, sin = rotation_table(length, blueprint.model, weight.device)
+    device, axis = next(module.parameters()).device, blueprint.grid.context
+    cos, sin = rotation_table(length * axis.size, blueprint.model, device)
+    held = held_positions(blueprint, length * axis.size)
     if documents_BT is None:
-        return Window(cos, sin)
-    positions_BT = document_positions(documents_BT)
-    return Window(cos[positions_BT], sin[positions_BT], document_mask(documents_BT, weight.dtype))
+        return Window(cos, sin) if axis.size == 1 else Window(cos[held], sin[held])
+    positions_BT = document_positions(documents_BT)[:, held].to(device)
+    return Window(cos[positions_BT], sin[positions_BT], Documents([document_runs(row) for row in documents_BT.tolist()], device))
 
 
-def document_mask(documents_BT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[B, 1, T, T]: 0 where a token sees another, its own document's past, else −∞."""
-    same = documents_BT.unsqueeze(2) == documents_BT.unsqueeze(1)
-    return torch.zeros_like(same, dtype=dtype).masked_fill_(~same.tril_(), -torch.inf).unsqueeze(1)
+def held_positions(blueprint: Blueprint, context: int) -> torch.Tensor:
+    """The positions of a sequence of `context` tokens that this context rank holds, in the order it holds them, int64 [T]."""
+    axis = blueprint.grid.context
+    return torch.cat([torch.arange(*run) for run in held_runs(context, axis.size, axis.rank, blueprint.context_kind)])

@@ -56,6 +56,7 @@ class RankGrid:
 
     shape: Grid = field(default_factory=lambda: grid_of(1, {}))
     tensor: Axis = Axis()
+    context: Axis = Axis()
     data: Axis = Axis()
     pipeline: Axis = Axis()
     readers: Axis = Axis()

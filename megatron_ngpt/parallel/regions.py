@@ -8,6 +8,8 @@
 | `reduce_to_sequence` | reduce-scatter of partial sums along the sequence | all-gather |
 | `gather_hidden` | all-gather along the hidden axis | own slice |
 | `hidden_to_sequence` | all-to-all: slices of hidden become slices of sequence | the reverse all-to-all |
+| `sequence_to_heads` | all-to-all: slices of sequence become slices of heads | the reverse all-to-all |
+| `heads_to_sequence` | all-to-all: slices of heads become slices of sequence | the reverse all-to-all |
 
 All take `x` of shape [batch, sequence, hidden] (`copy_to_ranks` and `reduce_from_ranks`: any shape) and the tensor `Axis`;
 on an axis of one rank all return `x` itself. Dynamo does not look inside: a compiled block breaks here, on purpose.
@@ -114,3 +116,15 @@ gather_hidden = _region(lambda x, a: all_gather(x, a, -1), lambda x, a: own_slic
 hidden_to_sequence = _region(
     lambda x, a: all_to_all(x, a, split=1, join=-1), lambda x, a: all_to_all(x, a, split=-1, join=1), "[B, T, D/t] to [B, T/t, D]."
 )
+
+
+def _sequence_to_heads(x, axis):
+    return all_to_all(x, axis, split=2, join=1)
+
+
+def _heads_to_sequence(x, axis):
+    return all_to_all(x, axis, split=1, join=2)
+
+
+sequence_to_heads = _region(_sequence_to_heads, _heads_to_sequence, "[B, T/c, H, K] to [B, T, H/c, K].")
+heads_to_sequence = _region(_heads_to_sequence, _sequence_to_heads, "[B, T, H/c, K] to [B, T/c, H, K].")

@@ -15,9 +15,9 @@ from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.data.batches import Rows
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
-from megatron_ngpt.model.ends import Loss
 from megatron_ngpt.model.initial import initialise
 from megatron_ngpt.model.pipeline import DecoderPipeline
+from megatron_ngpt.model.window import held_positions
 from megatron_ngpt.parallel.assumptions import checked_shards
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.shards import Shard, publish_masters
@@ -53,6 +53,7 @@ class Engine:
             vocabulary,
             grid,
             sequence=recipe.parallel.sequence and grid.tensor.size > 1,
+            context_kind=recipe.parallel.context_kind,
             mask_documents=recipe.data.document_boundaries == "mask",
             recompute=recipe.training.recompute == "full",
             compile=recipe.training.compile,
@@ -63,7 +64,6 @@ class Engine:
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=self.base, config=engine_config, mpu=mpu, dist_init_required=False
         )
-        self.loss = Loss(self.blueprint)
         self.shards: dict[str, Shard] = checked_shards(module, self.optimizer, self.base, grid.replicas)
         self.renormaliser = Renormaliser(self.shards, grid, self.optimizer, compiled=recipe.training.compile)
         self.update = Update(
@@ -99,7 +99,7 @@ class Engine:
             return loss
         self.engine.eval()
         with torch.no_grad():
-            losses = [self.loss(self.engine(inputs), targets) for inputs, targets in self._micro_batches(rows)]
+            losses = [self.engine(inputs, targets) for inputs, targets in self._micro_batches(rows)]
         self.engine.train()
         return self._mean(losses)
 
@@ -107,7 +107,7 @@ class Engine:
         for inputs, targets in self._micro_batches(rows):
             if losses:
                 between()
-            loss = self.loss(self.engine(inputs), targets)
+            loss = self.engine(inputs, targets)
             losses.append(loss.detach())
             self.engine.backward(loss)
             self.engine.step()
@@ -133,14 +133,14 @@ class Engine:
 
     def _micro_batches(self, rows: Rows) -> Iterator[Batch]:
         size = self.recipe.training.micro_batch
-        tokens = self._on_device(rows.tokens)
-        documents = self._on_device(rows.documents) if self.blueprint.mask_documents else None
-        for first in range(0, tokens.shape[0], size):
+        held, documents = held_positions(self.blueprint, rows.tokens.shape[1] - 1).numpy(), None
+        read, predicted = (self._on_device(rows.tokens[:, places]) for places in (held, held + 1))
+        if self.blueprint.mask_documents:  # looked at on the host, unless they go from stage to stage
+            documents = torch.from_numpy(rows.documents[:, :-1]).long()
+            documents = documents.to(self.device) if self.grid.pipeline.size > 1 else documents
+        for first in range(0, len(read), size):
             part = slice(first, first + size)
-            inputs = tokens[part, :-1].contiguous()
-            if documents is not None:
-                inputs = (inputs, documents[part, :-1].contiguous())
-            yield inputs, tokens[part, 1:].contiguous()
+            yield (read[part] if documents is None else (read[part], documents[part])), predicted[part]
 
 
 def _zero_stage(engine_config: dict) -> int:

@@ -77,6 +77,7 @@ def summary(ready: Ready) -> str:
     host = f" and {_gib(needed.offloaded)} of host memory" if needed.offloaded else ""
     return (
         f"{ranks} = tensor {parallel.tensor}{' (sequence parallel)' if parallel.sequence else ''} × "
+        f"{f'context {parallel.context} ({parallel.context_kind}) × ' if parallel.context > 1 else ''}"
         f"pipeline {parallel.pipeline} × data {grid.size('data')}, {ready.deepspeed.name}, "
         f"gradient accumulation {accumulation}; {recipe.model.arch}, {count:,} parameters; "
         f"about {_gib(needed.device)}{host} a rank "

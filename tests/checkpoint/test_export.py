@@ -14,7 +14,6 @@ from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
-from megatron_ngpt.model.ends import Loss
 from megatron_ngpt.parallel.grid import Axis, RankGrid
 from megatron_ngpt.parallel.shards import shards_of
 from tests.checkpoint.layouts import cut, run_ranks
@@ -108,7 +107,7 @@ def test_independent_implementation_gives_our_loss(tmp_path, update):
     logits = reference_logits(tensors, config, tokens[:-1])
     with torch.no_grad():
         ours = module(tokens[None, :-1])
-        loss = Loss(module.blueprint)(ours, tokens[None, 1:])
+        loss = module(tokens[None, :-1], tokens[None, 1:])
     assert logits.std() > 0.1
     torch.testing.assert_close(ours[0].double(), logits, atol=1e-5, rtol=0)
     assert abs(torch.nn.functional.cross_entropy(logits, tokens[1:]).item() - loss.item()) < 1e-5

@@ -10,7 +10,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from megatron_ngpt.checkpoint.export import export
 from megatron_ngpt.checkpoint.initial import load_initial
 from megatron_ngpt.model.decoder import Decoder
-from megatron_ngpt.model.ends import Loss
 from megatron_ngpt.parallel.shards import shards_of
 from tests.checkpoint.trained import likeliest, make_model, save_run
 from tests.reference import reference_logits
@@ -115,7 +114,7 @@ def test_sampling_and_beams(model):
 def test_loss_is_ours_and_every_weight_learns(exports, model):
     module, _ = exports["lerp"]
     with torch.no_grad():
-        wanted = Loss(module.blueprint)(module(TOKENS[:, :-1]), TOKENS[:, 1:].contiguous())
+        wanted = module(TOKENS[:, :-1], TOKENS[:, 1:].contiguous())
     loss = model(TOKENS, labels=TOKENS).loss
     torch.testing.assert_close(loss, wanted, atol=1e-5, rtol=0)
     loss.backward()

@@ -43,7 +43,12 @@ def test_what_fits_passes(recipe, overrides, world):
     (["--parallel.tensor=8"], 8, "parallel.tensor = 8: must divide model.heads = 4; choose 4"),
     (["--model.kv_heads=2", "--parallel.tensor=4"], 4, "parallel.tensor = 4: must divide model.kv_heads = 2; choose 2"),
     (["--model.ffn=6", "--parallel.tensor=4"], 4, "parallel.tensor = 4: must divide model.ffn = 6; choose 3 or 6"),
-    (["--model.context=30", "--parallel.tensor=4", "--parallel.sequence=true"], 4, "parallel.tensor = 4: must divide model."),
+    (["--model.context=30", "--parallel.tensor=4", "--parallel.sequence=true"], 4, "model.context = 30: must be a multiple of 4"),
+    (["--model.context=36", "--parallel.context=2", "--parallel.context_kind=ring", "--parallel.tensor=2", "--parallel.sequence=true"], 4,
+     "model.context = 36: must be a multiple of 8 (parallel.tensor = 2 with sequence: true, parallel.context = 2, two runs"),
+    (["--parallel.context=8"], 8, "parallel.context = 8: must divide the 4 heads of a tensor rank where attention is divided by heads "
+     "(parallel.context_kind: ulysses); choose 4, or context_kind: ring"),
+    (["--parallel.context=4", "--parallel.tensor=2"], 8, "parallel.context = 4: must divide the 2 heads of a tensor rank"),
     (["--parallel.pipeline=8"], 8, "parallel.pipeline = 8: more stages than model.layers = 4; choose 1 to 4"),
     (["--parallel.tensor=2"], 3, "parallel.tensor = 2, parallel.pipeline = 1: their product 2 must divide"),
     (["--training.global_batch=17"], 2, "training.global_batch = 17: must be a multiple of training.micro_batch = 2 times 2 "

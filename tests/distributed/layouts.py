@@ -35,7 +35,7 @@ class Layout:
     def _micro_batch(self) -> int:
         """Two accumulation steps, a few more to fill a pipeline: every further one costs time and shows nothing new."""
         pipeline = self.keys.get("parallel.pipeline", 1)
-        data = self.ranks // (self.keys.get("parallel.tensor", 1) * pipeline)
+        data = self.ranks // (self.keys.get("parallel.tensor", 1) * self.keys.get("parallel.context", 1) * pipeline)
         return 12 // data // (2 if pipeline == 1 else 3)
 
 
@@ -46,6 +46,7 @@ VARIANTS: dict[str, dict] = {
     "gpt": {"model.arch": "gpt", "optimizer.weight_decay": 0.1, "optimizer.lr": 0.0003},
     "odd vocabulary": {"model.vocab": 333},
     "grouped queries": {"model.heads": 8, "model.kv_heads": 4},
+    "two key/value heads": {"model.heads": 8, "model.kv_heads": 2},
     "thirds": {"model.hidden": 96, "model.heads": 12},  # divides over three tensor ranks
     "slerp": {"model.update": "slerp"},
     "tangent": {"optimizer.tangent": "true"},
@@ -64,6 +65,11 @@ def cut(tensor: int = 1, pipeline: int = 1, sequence: bool = False, hidden: bool
     """The keys of a layout."""
     keys = {"parallel.tensor": tensor, "parallel.pipeline": pipeline, "parallel.sequence": str(sequence).lower()}
     return keys | {"model.embedding_shard": "hidden" if hidden else "vocab"} | zero(stage)
+
+
+def spread(kind: str, context: int, tensor: int = 1, **further) -> dict:
+    """The keys of a layout whose sequences lie over `context` ranks."""
+    return cut(tensor, **further) | {"parallel.context": context, "parallel.context_kind": kind}
 
 
 LAYOUTS = [
@@ -103,6 +109,22 @@ LAYOUTS = [
     Layout("masked blend: data 2, ZeRO-1", 2, zero(1), "blend, masked documents"),
     Layout("masked blend: tensor 2, sequence", 2, cut(2, sequence=True), "blend, masked documents"),
     Layout("masked blend: pipeline 2 × tensor 2", 4, cut(2, 2), "blend, masked documents"),
+    *(Layout(f"context {n}, {kind}", n, spread(kind, n)) for kind in ("ulysses", "ring") for n in (2, 4)),
+    *(Layout(f"context 2 × data 2, ulysses, ZeRO-{z}", 4, spread("ulysses", 2, stage=z)) for z in (1, 2, 3)),
+    Layout("context 3 × data 2, ring, ZeRO-3, all cut", 6, spread("ring", 3) | {"deepspeed": TIGHT}),
+    Layout("context 2 × tensor 2, ulysses", 4, spread("ulysses", 2, 2)),
+    Layout("context 2 × tensor 2, ring, sequence, hidden-sharded, ZeRO-2", 4, spread("ring", 2, 2, sequence=True, hidden=True, stage=2)),
+    Layout("context 2 × tensor 2 × data 2, ulysses, sequence, ZeRO-1", 8, spread("ulysses", 2, 2, sequence=True, stage=1)),
+    Layout("context 2 × pipeline 2, ulysses, ZeRO-1", 4, spread("ulysses", 2, pipeline=2, stage=1)),
+    Layout("context 2, ring, recompute", 2, spread("ring", 2) | {"training.recompute": "full"}),
+    Layout("two key/value heads: context 4, ulysses", 4, spread("ulysses", 4), "two key/value heads"),
+    Layout("two key/value heads: context 2 × tensor 2, ulysses, ZeRO-3", 4, spread("ulysses", 2, 2, stage=3), "two key/value heads"),
+    Layout("two key/value heads: context 4, ring", 4, spread("ring", 4), "two key/value heads"),
+    Layout("masked blend: context 4, ulysses", 4, spread("ulysses", 4), "blend, masked documents"),
+    Layout("masked blend: context 4, ring", 4, spread("ring", 4), "blend, masked documents"),
+    Layout("masked blend: context 2 × pipeline 2, ring, ZeRO-1", 4, spread("ring", 2, pipeline=2, stage=1), "blend, masked documents"),
+    Layout("gpt: context 2 × tensor 2, ulysses, sequence", 4, spread("ulysses", 2, 2, sequence=True), "gpt"),
+    Layout("gpt: context 4, ring, ZeRO-2", 4, spread("ring", 4, stage=2), "gpt"),
     Layout("narrow keys and values: data 6, ZeRO-3, all cut (a row on three ranks)", 6, {"deepspeed": TIGHT}, "narrow keys and values"),
     Layout("gpt: data 3, ZeRO-3", 3, zero(3), "gpt"),
     Layout("gpt: tensor 2, sequence", 2, cut(2, sequence=True), "gpt"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tests.distributed.layouts import TIGHT, Layout, cut, zero
+from tests.distributed.layouts import TIGHT, Layout, cut, spread, zero
 
 BF16 = "data 2, bf16 ZeRO-1"
 SAVED_AT, LAST = 10, 15
@@ -19,13 +19,15 @@ LAYOUTS = [
     Layout("tensor 2 × data 2, hidden-sharded, ZeRO-3, all cut", 4, cut(2, hidden=True) | {"deepspeed": TIGHT}),
     Layout("pipeline 2", 2, cut(pipeline=2)),
     Layout("pipeline 2 × tensor 2 × data 2, ZeRO-1", 8, cut(2, 2, stage=1)),
+    Layout("context 2 × data 2, ring, ZeRO-3, all cut", 4, spread("ring", 2) | {"deepspeed": TIGHT}),
+    Layout("context 2 × tensor 2, ulysses, sequence, ZeRO-1", 4, spread("ulysses", 2, 2, sequence=True, stage=1)),
     *(Layout(f"gpt: data 2, ZeRO-{z}", 2, zero(z), "gpt") for z in range(4)),
     Layout("gpt: tensor 2, sequence", 2, cut(2, sequence=True), "gpt"),
     Layout("gpt: tensor 2 × data 2, hidden-sharded, ZeRO-2", 4, cut(2, hidden=True, stage=2), "gpt"),
     Layout("gpt: pipeline 2", 2, cut(pipeline=2), "gpt"),
     Layout("gpt: pipeline 2 × tensor 2 × data 2, ZeRO-1", 8, cut(2, 2, stage=1), "gpt"),
 ]
-FEW = [LAYOUTS[number] for number in (2, 4, 8, 9)]  # for every test run; all of them are heavy
+FEW = [LAYOUTS[number] for number in (2, 4, 8, 9, 11)]  # for every test run; all of them are heavy
 
 
 def look_after_loading(output: Path) -> None:

@@ -65,6 +65,31 @@ def test_every_layout_is_the_model(runs, layout):
         assert their_texts == written
 
 
+def evaluated(context: int, tensor: int, model: Path, data: str, length: int) -> dict | str:
+    """What a rank finds with windows over context ranks; a refusal as its text."""
+    try:
+        loaded = load_model(model, mask_documents=None, grid=make_grid(tensor=tensor, context=context))
+        return evaluate(loaded, data, length) | {"kind": loaded.module.blueprint.context_kind}
+    except ConfigError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(("ranks", "context", "tensor", "kind"), [(2, 2, 1, "ulysses"), (4, 2, 2, "ulysses"), (3, 3, 1, "ring")])
+def test_windows_over_context_ranks_have_the_loss_of_one(runs, ranks, context, tensor, kind):
+    """Documents kept apart; longer than the model's own context; a ring where the heads do not divide."""
+    directory, data = runs
+    alone = evaluate(load_model(directory / "run", mask_documents=None), data, 96)
+    for found in on_ranks(ranks, evaluated, context, tensor, directory / "run", data, 96):
+        assert found["kind"] == kind and found["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+        assert found["tokens"] == alone["tokens"]
+
+
+def test_a_window_that_does_not_divide_over_context_ranks_is_refused(runs):
+    directory, data = runs
+    said = "--context = 97: must be a multiple of 2 for --context_ranks = 2; choose 98"
+    assert on_ranks(2, evaluated, 2, 1, directory / "run", data, 97) == [said, said]
+
+
 def test_hidden_states_in_bfloat16_pass_between_stages(world, tmp_path):
     """Stages change nothing at all: even rounded, what they hand on is what one process goes on with."""
     save_run(tmp_path / "run", make_model(vocabulary=world.tokenizer.size, residual_dtype="bfloat16"), world.tokenizer.path)

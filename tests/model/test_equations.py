@@ -1,6 +1,7 @@
 """Every part of a block against its equation as written, in float64: values and the gradients of all that is learned."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from megatron_ngpt.config.recipe import Scales
 from megatron_ngpt.model.attention import causal_attention
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.model.scales import effective
-from megatron_ngpt.model.window import document_mask, window_of
+from megatron_ngpt.model.window import window_of
+from megatron_ngpt.parallel.attention_plan import document_runs
+from megatron_ngpt.parallel.document_attention import Documents, document_attention
 from tests.model import equations
 from tests.model.equations import norm, softmax_attention
 from tests.model.small import SHAPE, blueprint, tokens, trained
@@ -98,22 +101,26 @@ def test_alphas_sign_does_not_count_and_h_stays_on_the_sphere(update):
 # Attention alone.
 
 
+def documents_of(numbers: torch.Tensor) -> Documents:
+    return Documents([document_runs(row) for row in numbers.tolist()], numbers.device)
+
+
 def test_grouped_queries_equal_repeated_heads():
     q, k, v = (torch.randn(B, T, heads, K, generator=torch.Generator().manual_seed(s)) for s, heads in enumerate((H, G, G)))
     repeated = [x.repeat_interleave(H // G, 2) for x in (k, v)]
     documents = torch.tensor([[0] * 4 + [1] * 6, [0] * 10])
-    for given in (None, document_mask(documents, q.dtype)):
-        grouped = causal_attention(q, k, v, 0.7, given)
-        torch.testing.assert_close(grouped, causal_attention(q, *repeated, 0.7, given), rtol=0, atol=3e-6)
+    for attend in (causal_attention, partial(document_attention, documents=documents_of(documents))):
+        grouped = attend(q, k, v, 0.7)
+        torch.testing.assert_close(grouped, attend(q, *repeated, 0.7), rtol=0, atol=3e-6)
     exact = softmax_attention(q.double(), *(x.double() for x in repeated), 0.7)  # the second row is one document
     torch.testing.assert_close(grouped[1].double(), exact[1], rtol=0, atol=3e-6)
 
 
 def test_a_token_sees_its_own_documents_past_alone():
     q, k, v = (torch.randn(1, T, H, K, generator=torch.Generator().manual_seed(s)).requires_grad_() for s in range(3))
-    mask = document_mask(torch.tensor([[0] * 4 + [1] * 6]), q.dtype)
+    documents = documents_of(torch.tensor([[0] * 4 + [1] * 6]))
     for token in range(T):
-        grad = torch.autograd.grad(causal_attention(q, k, v, 1.0, mask)[0, token].sum(), v)[0]
+        grad = torch.autograd.grad(document_attention(q, k, v, 1.0, documents)[0, token].sum(), v)[0]
         seen = grad[0].abs().sum((1, 2)).nonzero().flatten().tolist()
         assert seen == list(range(0 if token < 4 else 4, token + 1))
 

@@ -18,7 +18,6 @@ from megatron_ngpt.config.recipe import Data, Dataset, Model, Recipe, Training
 from megatron_ngpt.model import window
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
-from megatron_ngpt.model.ends import Loss
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.training.engine import Engine, build_module
 from tests.distributed.corpus import REPOSITORY
@@ -49,7 +48,7 @@ def bytes_kept_between_blocks(sequence: bool) -> tuple[int, int]:
     with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         for block in module.layers[1:-1]:
             h = block(h, whole)
-    Loss(module.blueprint)(module.layers[-1](h), tokens(BATCH, LENGTH)).backward()
+    module.layers[-1](h, tokens(BATCH, LENGTH)).backward()
     stream = {tensor.data_ptr(): tensor.nbytes for tensor in kept if tensor.requires_grad and tensor.shape[-1] == SHAPE["hidden"]}
     rest = {tensor.data_ptr(): tensor.nbytes for tensor in kept if tensor.data_ptr() not in stream}
     return sum(stream.values()), sum(rest.values())
@@ -69,21 +68,13 @@ def loss_with_documents(recompute: bool) -> torch.Tensor:
     return module((tokens(BATCH, LENGTH), torch.arange(LENGTH).expand(BATCH, LENGTH) // 5)).square().mean()
 
 
-def test_positions_and_masks_of_documents_are_kept_once_for_all_blocks():
+def test_positions_of_documents_are_kept_once_for_all_blocks_and_no_mask_at_all():
     kept, sizes = [], {"mask": BATCH * LENGTH**2, "angles": BATCH * LENGTH * SHAPE["hidden"] // SHAPE["heads"]}
     with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         loss_with_documents(recompute=False)
-    for what, count in (("mask", 1), ("angles", 2)):  # cosines and sines
+    for what, count in (("mask", 0), ("angles", 2)):  # cosines and sines
         found = {t.untyped_storage().data_ptr() for t in kept if t.untyped_storage().nbytes() == 4 * sizes[what] and not t.requires_grad}
         assert len(found) == count, what
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-def test_masks_of_documents_are_made_once_a_batch_however_many_blocks(recompute, monkeypatch):
-    made, original = [], window.document_mask
-    monkeypatch.setattr(window, "document_mask", lambda *given: made.append(given) or original(*given))
-    loss_with_documents(recompute).backward()
-    assert len(made) == 1
 
 
 # Logits.
@@ -106,7 +97,7 @@ def as_wide_as_the_vocabulary(sequence: bool, shard: str, arch: str) -> list[tup
     """Shapes of tensors made in a training step whose last dimension is the vocabulary's, with or without padding."""
     module = model_on_ranks(sequence, arch=arch, shard=shard)
     with Shapes() as shapes:
-        Loss(module.blueprint)(module(tokens(BATCH, LENGTH)), tokens(BATCH, LENGTH, seed=1)).backward()
+        module(tokens(BATCH, LENGTH), tokens(BATCH, LENGTH, seed=1)).backward()
     assert any(len(shape) > 1 and shape[0] in (BATCH, BATCH * LENGTH) for shape in shapes.seen)
     return sorted(shape for shape in shapes.seen if shape and shape[-1] in (VOCABULARY, VOCABULARY + 1))
 
@@ -124,7 +115,7 @@ def test_no_rank_holds_logits_of_the_whole_vocabulary():
 
 def test_one_rank_alone_does():
     found = on_ranks(1, as_wide_as_the_vocabulary, False, "vocab", "ngpt")[0]
-    assert (BATCH, LENGTH, VOCABULARY) in found
+    assert (BATCH * LENGTH, VOCABULARY) in found
 
 
 # ZeRO-3. Bytes are those of torch's allocator on the CPU, from the profiler's record: exact, and the same on any machine.

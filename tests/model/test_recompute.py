@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from megatron_ngpt.model.ends import Loss
 from tests.model.small import blueprint, tokens, trained
 
 
@@ -11,7 +10,7 @@ def loss_and_gradients(arch: str, recompute: bool, mask: bool) -> list[torch.Ten
     module = trained(blueprint(arch, options={"recompute": recompute, "mask_documents": mask}))
     inputs, targets = tokens(2, 16), tokens(2, 16, seed=1)
     documents = torch.arange(16).expand(2, 16) // 6
-    loss = Loss(module.blueprint)(module((inputs, documents) if mask else inputs), targets)
+    loss = module((inputs, documents) if mask else inputs, targets)
     loss.backward()
     return [loss.detach(), *(parameter.grad for parameter in module.parameters())]
 

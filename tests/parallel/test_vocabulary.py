@@ -1,13 +1,12 @@
-"""The network's two ends over ranks: losses and looked-up vectors, and their gradients, against torch's without ranks."""
+"""The input embedding over ranks: looked-up vectors and their gradients, against torch's without ranks."""
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from megatron_ngpt.parallel import vocabulary
 from megatron_ngpt.parallel.grid import make_grid
-from megatron_ngpt.parallel.vocabulary import HiddenParallelEmbedding, VocabularyParallelEmbedding, cross_entropy
+from megatron_ngpt.parallel.vocabulary import HiddenParallelEmbedding, VocabularyParallelEmbedding
 from tests.on_ranks import on_ranks
 from tests.records import record
 
@@ -20,59 +19,6 @@ def entries_here(entries: int, axis) -> tuple[int, int]:
     each = -(-entries // axis.size)
     here = [e for e in range(entries) if e // each == axis.rank]
     return axis.rank * each, len(here)
-
-
-def check_losses(vocabularies=VOCABULARIES, chunk=None, compiled=False):
-    if chunk:
-        vocabulary._CPU_CHUNK = chunk
-    axis = make_grid(tensor=dist.get_world_size()).tensor
-    generator = torch.Generator().manual_seed(3)
-    for entries in vocabularies:
-        for largest in (1.0, 300.0):
-            logits = largest * torch.randn(B, T, entries, generator=generator)
-            targets = torch.randint(0, entries, (B, T), generator=generator)
-            given = torch.rand(B, T, generator=generator)
-            whole = logits.double().requires_grad_()
-            wanted = F.cross_entropy(whole.flatten(0, 1), targets.flatten(), reduction="none").view(B, T)
-            (wanted * given).sum().backward()
-            first, count = entries_here(entries, axis)
-            here = slice(first, first + count)
-            own = logits[..., here].clone().requires_grad_()
-            losses = cross_entropy(own, targets, axis, first, compiled)
-            (losses * given).sum().backward()
-            assert losses.dtype == torch.float32
-            torch.testing.assert_close(losses.double(), wanted, rtol=1e-6, atol=1e-6 + 2e-7 * largest)
-            torch.testing.assert_close(own.grad.double(), whole.grad[..., here], rtol=5e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_losses_over_a_split_vocabulary(ranks):
-    on_ranks(ranks, check_losses)
-
-
-def test_losses_in_chunks_of_a_few_tokens():
-    on_ranks(2, check_losses, VOCABULARIES, 10)
-
-
-@pytest.mark.heavy
-def test_losses_by_compiled_passes():
-    on_ranks(3, check_losses, (7, 4), None, True, seconds=200)
-
-
-def bf16_losses():
-    axis = make_grid(tensor=dist.get_world_size()).tensor
-    logits = (4 * torch.randn(B, T, 8, generator=torch.Generator().manual_seed(4))).bfloat16()
-    targets = torch.arange(B * T).view(B, T) % 8
-    own = logits.chunk(axis.size, -1)[axis.rank].clone().requires_grad_()
-    losses = cross_entropy(own, targets, axis, axis.rank * own.shape[-1])
-    losses.mean().backward()
-    wanted = F.cross_entropy(logits.double().flatten(0, 1), targets.flatten(), reduction="none").view(B, T)
-    torch.testing.assert_close(losses.double(), wanted, rtol=1e-6, atol=1e-6)  # summed in fp32, whatever the logits' dtype
-    assert own.grad.dtype == torch.bfloat16
-
-
-def test_losses_of_bf16_logits_are_summed_in_fp32():
-    on_ranks(2, bf16_losses)
 
 
 def check_embeddings():

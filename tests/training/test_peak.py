@@ -16,6 +16,7 @@ from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice, engine_config, 
 from megatron_ngpt.config.recipe import Data, Dataset, Model, Recipe, Training
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
+from megatron_ngpt.model.window import window_of
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.training.engine import Engine
 from tests.distributed.corpus import REPOSITORY
@@ -47,10 +48,11 @@ def test_a_block_keeps_what_is_stated(keys, bf16):
     module = Decoder(Blueprint(recipe.model, V)).to(torch.bfloat16 if bf16 else torch.float32)
     weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     tokens = torch.zeros(2, SHAPE["context"], dtype=torch.int64)
-    h = module.layers[1](module.layers[0](tokens))
+    window = window_of(module.blueprint, SHAPE["context"], None, module)
+    h = module.layers[1](module.layers[0](tokens), window)
     kept: dict[int, torch.Tensor] = {}
     with saved_tensors_hooks(lambda tensor: kept.setdefault(tensor.untyped_storage().data_ptr(), tensor), lambda tensor: tensor):
-        module.layers[2](h)
+        module.layers[2](h, window)
     # Copies of learned scales, and the rotation, which all blocks share, do not grow with the batch.
     of_tokens = [t for at, t in kept.items() if at not in weights and t.shape[0] in (2, tokens.numel()) and t.shape[1:2] != (24,)]
     stated = block_bytes(Share(recipe, DeepSpeedChoice(1, bf16, False, {}), V, 1))

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron_ngpt.config.costs.share import Share
 from megatron_ngpt.config.costs.traffic import CONTROL_BYTES, traffic
 from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice, engine_config, read_deepspeed
+from megatron_ngpt.config.grid import given_sizes
 from megatron_ngpt.config.recipe import Data, Dataset, Model, Optimizer, Parallel, Recipe, Training
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.sphere import rows
@@ -58,6 +59,10 @@ FAMILIES = {  # ranks -> what they train, one after another
         "gpt, recompute: tensor 2, sequence": cut(2, sequence=True, recompute="full", model=GPT),
         "gpt, recompute: tensor 2": cut(2, recompute="full", model=GPT),
         "gpt: tensor 2, sequence": cut(2, sequence=True, model=GPT),
+        "context 2, ulysses": cut(context=2, model={"heads": 6, "kv_heads": 3}),
+        "context 2, ring": cut(context=2, context_kind="ring"),
+        "recompute: context 2, ulysses": cut(context=2, recompute="full"),
+        "recompute, bf16: context 2, ring": cut(context=2, context_kind="ring", recompute="full", json=zero(1, bf16=True)),
         "pipeline 2": cut(pipeline=2),
         "masked: pipeline 2": cut(pipeline=2, data=MASKED),
         "gpt, bf16: pipeline 2": cut(pipeline=2, json=zero(1, bf16=True), model=GPT | {"residual_dtype": "bfloat16"}),
@@ -72,6 +77,10 @@ FAMILIES = {  # ranks -> what they train, one after another
         **{f"tensor 2 × data 2, ZeRO-{stage}": cut(2, json=zero(stage)) for stage in (1, 2, 3)},
         "tensor 2 × data 2, hidden-sharded, ZeRO-1": cut(2, json=zero(1), model=HIDDEN),
         "tensor 2 × data 2, hidden-sharded, ZeRO-3, all cut": cut(2, json=TIGHT, model=HIDDEN),
+        "context 4, ulysses, ZeRO-3": cut(context=4, json=zero(3)),
+        "context 2 × tensor 2, ring, sequence": cut(2, context=2, context_kind="ring", sequence=True),
+        "context 2 × data 2, ulysses, ZeRO-2": cut(context=2, json=zero(2)),
+        "masked: context 2 × pipeline 2, ring": cut(pipeline=2, context=2, context_kind="ring", data=MASKED),
         "pipeline 4": cut(pipeline=4),
         "pipeline 2 × tensor 2, sequence": cut(2, 2, sequence=True),
         "masked: pipeline 2 × tensor 2, sequence": cut(2, 2, sequence=True, data=MASKED),
@@ -99,7 +108,7 @@ def moved(ranks: int) -> dict[str, tuple[dict, dict]]:
 
 def moved_by(recipe: Recipe) -> tuple[dict, dict]:
     choice = read_deepspeed(recipe.deepspeed)
-    grid = make_grid(tensor=recipe.parallel.tensor, pipeline=recipe.parallel.pipeline)
+    grid = make_grid(**given_sizes(recipe.parallel))
     engine = Engine(recipe, VOCABULARY, engine_config(recipe, choice, grid.data.size), grid, torch.device("cpu"))
     engine.initialise()
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (12 // grid.data.size, MODEL["context"] + 1)).astype(np.int32)
@@ -107,12 +116,14 @@ def moved_by(recipe: Recipe) -> tuple[dict, dict]:
     engine.step(batch, 1e-3, measure=False)
     with counted() as calls, apart(calls) as of_rows:
         engine.step(batch, 1e-3, measure=False)
-    slices = {tuple(ranks): name for name in ("tensor", "replicas") for ranks in grid.shape.slices(name) if len(ranks) > 1}
+    names = ("tensor", "context", "replicas")
+    slices = {tuple(ranks): name for name in names for ranks in grid.shape.slices(name) if len(ranks) > 1}
+    same = "replicas" if grid.shape.slices("context") == grid.shape.slices("replicas") else "context"  # then counted as those
     found, stated = Counter(), Counter()
     for call in [call for call in calls if call.nbytes > CONTROL_BYTES] + of_rows:
         found[call.kind, slices.get(call.ranks, "pipeline"), call in of_rows] += call.nbytes
     for one in traffic(Share(recipe, choice, VOCABULARY, dist.get_world_size(), grid.pipeline.rank, grid.replicas.rank)):
-        stated[one.kind, one.along, one.purpose == "sphere"] += one.nbytes
+        stated[one.kind, same if one.along == "context" else one.along, one.purpose == "sphere"] += one.nbytes
     return dict(found), dict(stated)
 
 

@@ -7,6 +7,7 @@ from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice
 from megatron_ngpt.config.grid import given_sizes, grid_of
 from megatron_ngpt.config.recipe import Recipe
 
+LOGITS_AT_ONCE = 1 << 26  # 128 MiB in bf16, and at a vocabulary of 32,000 the 2,048 tokens that fill a product
 _FP32 = 4
 _BUCKET = 5 * 10**8  # numbers, where DeepSpeed's JSON leaves it out
 
@@ -15,8 +16,8 @@ _BUCKET = 5 * 10**8  # numbers, where DeepSpeed's JSON leaves it out
 class Memory:
     """Bytes of one rank in a training step, and the part of them that lies in host memory under offload.
 
-    `activations` is what layers keep for backward; `logits` are those of one micro-batch and their gradient; `buffers` are those in
-    which DeepSpeed reduces gradients.
+    `activations` is what layers keep for backward; `logits` are those that are there at once, and the head's gradients, which are made
+    with them; `buffers` are those in which DeepSpeed reduces gradients.
     """
 
     weights: int
@@ -52,7 +53,7 @@ def memory_of(share: Share) -> Memory:
     gradients = numbers * _FP32 // (replicas if stage >= 2 else 1)
     optimiser = numbers * (12 if stage else 8) // (replicas if stage else 1)
     offloaded = optimiser + (gradients if stage >= 2 else 0) if share.choice.offload else 0
-    logits = share.has_head * 2 * share.tokens * share.width * -(-share.vocabulary // share.tensor)
+    logits = share.has_head * _logits(share)
     activations = _activations(share)
     return Memory(weights, gradients, optimiser, activations, logits, _buffers(share, activations + logits), offloaded)
 
@@ -107,9 +108,17 @@ def block_bytes(share: Share) -> int:
     return 2 * width * model.hidden + stream + (heads + 4 * width * model.ffn_size) // share.tensor
 
 
+def _logits(share: Share) -> int:
+    """A chunk of logits, over which their gradient is written; the folded weight; and the gradient of that, of many chunks in fp32."""
+    entries = -(-share.vocabulary // share.tensor)
+    tokens = min(share.tokens, max(1, LOGITS_AT_ONCE // entries))
+    matrix = entries * share.recipe.model.hidden
+    folded = matrix * share.width if share.recipe.model.arch == "ngpt" else 0
+    return tokens * entries * share.width + folded + matrix * (share.width if tokens == share.tokens else _FP32)
+
+
 def _head_bytes(share: Share) -> int:
-    """What the head and the loss keep, bytes a token, besides the logits: the head's input (the baseline: and of its norm), targets and
-    two sums."""
+    """What the head and the loss keep, bytes a token: the gradient of the head's input, and for the baseline what its norm keeps."""
     hidden = share.recipe.model.hidden
     norm = 0 if share.recipe.model.arch == "ngpt" else _FP32 * (2 * hidden + 1) // (share.tensor if share.sequence else 1)
-    return share.width * hidden + norm + 16
+    return share.width * hidden + norm

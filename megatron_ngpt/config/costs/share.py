@@ -40,6 +40,11 @@ class Share:
         return self._grid.size("tensor")
 
     @property
+    def context(self) -> int:
+        """Ranks that the sequence is divided over."""
+        return self._grid.size("context")
+
+    @property
     def replicas(self) -> int:
         """Ranks that have the same parameters, over which ZeRO divides."""
         return self._grid.size("replicas")
@@ -60,9 +65,14 @@ class Share:
         return self.recipe.training.global_batch // (self.recipe.training.micro_batch * self._grid.size("readers"))
 
     @property
-    def tokens(self) -> int:
+    def whole_tokens(self) -> int:
         """Tokens of a micro-batch."""
         return self.recipe.training.micro_batch * self.recipe.model.context
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch that this rank has."""
+        return self.whole_tokens // self.context
 
     @property
     def width(self) -> int:

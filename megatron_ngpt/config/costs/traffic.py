@@ -5,8 +5,10 @@ of an all-reduce, an all-to-all or a send. Control traffic is left out: messages
 a loss, an overflow or a stop, and what only a first step sends (shapes between stages, ZeRO-3's record of the order of layers).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from megatron_ngpt.config.costs.share import Share
 
@@ -36,6 +38,8 @@ def traffic(share: Share) -> list[Traffic]:
     found = []
     if share.tensor > 1:
         found += _tensor(share)
+    if share.context > 1:
+        found += _ring(share) if share.recipe.parallel.context_kind == "ring" else _heads(share)
     if share.replicas > 1:
         found += _replicas(share)
     if share.stages > 1:
@@ -67,6 +71,44 @@ def _tensor(share: Share) -> Iterator[Traffic]:
     yield Traffic("loss", "all_reduce", "tensor", times * share.has_head * 3 * share.tokens * _FP32)
 
 
+def _heads(share: Share) -> Iterator[Traffic]:
+    """Queries, keys and values go to the ranks of their heads in one all-to-all, the results come back in another; so do gradients. Of
+    key/value heads that do not divide over the ranks there are copies."""
+    model, times = share.recipe.model, _attentions(share)
+    groups = model.groups // share.tensor
+    keys = groups * copies(groups, share.context)
+    there = share.tokens * model.head_size * share.width * (model.heads // share.tensor + 2 * keys)
+    back = share.tokens * model.head_size * share.width * model.heads // share.tensor
+    yield Traffic("activations", "all_to_all", "context", (times.forward + times.backward) * (there + back))
+
+
+def _ring(share: Share) -> Iterator[Traffic]:
+    """Keys and values go on to every rank but their own; in backward again, with their gradients in fp32, which come home too."""
+    times = _attentions(share)
+    numbers = 2 * share.tokens * share.recipe.model.groups * share.recipe.model.head_size // share.tensor
+    there = (share.context - 1) * numbers * share.width
+    moved = (times.forward + times.backward) * there + times.backward * share.context * numbers * _FP32
+    yield Traffic("activations", "send", "context", moved)
+    yield Traffic("activations", "receive", "context", moved)
+
+
+class _Attentions(NamedTuple):
+    """How often a step goes through attention on this rank, forward (also where it is recomputed) and backward."""
+
+    forward: int
+    backward: int
+
+
+def _attentions(share: Share) -> _Attentions:
+    once = share.micro_batches * share.blocks
+    return _Attentions(once * (1 if share.recipe.training.recompute == "none" else 2), once)
+
+
+def copies(groups: int, ranks: int) -> int:
+    """How often each key/value head is sent, so that the heads divide over the context ranks."""
+    return ranks // math.gcd(groups, ranks)
+
+
 def _repeated(share: Share) -> tuple[int, int]:
     """How often a recomputed block leaves and enters regions once more: in all its parts, but for the baseline's last sum, of which
     backward needs nothing."""
@@ -96,7 +138,7 @@ def _stages(share: Share) -> Iterator[Traffic]:
     """Hidden states go on to the next stage, with documents where those are masked; their gradients come back."""
     recipe, times = share.recipe, share.micro_batches
     state = share.tokens * recipe.model.hidden * share.residual_width // (share.tensor if share.sequence else 1)
-    documents = share.tokens * _INT64 if recipe.data.document_boundaries == "mask" else 0
+    documents = share.whole_tokens * _INT64 if recipe.data.document_boundaries == "mask" else 0
     before, after = not share.has_embedding, not share.has_head
     yield Traffic("stages", "send", "pipeline", times * (after * (state + documents) + before * state))
     yield Traffic("stages", "receive", "pipeline", times * (before * (state + documents) + after * state))

@@ -1,0 +1,92 @@
+"""Cross-entropy over a vocabulary that tensor ranks divide: two reductions of [N] floats; logits are never gathered.
+
+Shapes: N tokens, V vocabulary entries here. Targets are counted from the first of these; those outside [0, V) are other ranks'.
+"""
+
+from functools import cache
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from megatron_ngpt.parallel.grid import Axis
+
+_CPU_CHUNK, _DEVICE_CHUNK = 1 << 18, 1 << 26  # logits that are turned to fp32 at a time
+
+
+class Passes(Protocol):
+    """How the passes over the logits are made."""
+
+    def log_sum_exp(self, logits_NV: torch.Tensor) -> torch.Tensor:
+        """log Σ exp of each token's logits, fp32 [N]."""
+
+    def to_gradient(self, logits_NV: torch.Tensor, targets_N: torch.Tensor, log_z_N: torch.Tensor, share: float) -> None:
+        """Replace the logits by (softmax − one-hot) · share."""
+
+
+def losses(logits_NV: torch.Tensor, targets_N: torch.Tensor, axis: Axis, passes: Passes) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss of each token, log Σ exp over the whole vocabulary), fp32 [N] each, nats."""
+    stats = torch.stack([passes.log_sum_exp(logits_NV), _pick(logits_NV, targets_N)])
+    log_z, picked = stats if axis.size == 1 else _combine(stats, axis)
+    return log_z - picked, log_z
+
+
+def passes(compiled: bool) -> Passes:
+    """Each pass one fused kernel, or plain passes over some tokens at a time."""
+    return _compiled() if compiled else _Chunked()
+
+
+class _Chunked:
+    """Some tokens at a time, so that fp32 copies stay small (on a CPU: in its cache)."""
+
+    def log_sum_exp(self, logits_NV: torch.Tensor) -> torch.Tensor:
+        return torch.cat([_log_sum_exp(part) for part in logits_NV.split(_tokens_at_a_time(logits_NV))])
+
+    def to_gradient(self, logits_NV: torch.Tensor, targets_N: torch.Tensor, log_z_N: torch.Tensor, share: float) -> None:
+        step = _tokens_at_a_time(logits_NV)
+        for logits, targets, log_z in zip(logits_NV.split(step), targets_N.split(step), log_z_N.split(step), strict=True):
+            _to_gradient(logits, targets, log_z, share)
+
+
+class _Fused:
+    """Compiled when they are first called: loading the compiler takes seconds that a run without it need not wait."""
+
+    def __init__(self):
+        self.log_sum_exp, self.to_gradient = torch.compile(_log_sum_exp), torch.compile(_to_gradient)
+
+
+_compiled = cache(_Fused)
+
+
+def _log_sum_exp(logits_NV: torch.Tensor) -> torch.Tensor:
+    return torch.logsumexp(logits_NV.float(), 1)
+
+
+def _to_gradient(logits_NV: torch.Tensor, targets_N: torch.Tensor, log_z_N: torch.Tensor, share: float) -> None:
+    soft = torch.exp(logits_NV.float() - log_z_N.unsqueeze(1))
+    hit = torch.arange(logits_NV.shape[1], device=logits_NV.device) == targets_N.unsqueeze(1)
+    logits_NV.copy_((soft - hit.float()) * share)
+
+
+def _tokens_at_a_time(logits_NV: torch.Tensor) -> int:
+    entries = _CPU_CHUNK if logits_NV.device.type == "cpu" else _DEVICE_CHUNK
+    return max(1, entries // max(1, logits_NV.shape[1]))
+
+
+def _pick(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """The logits of the targets that are here, 0 for the others."""
+    if logits_NV.shape[1] == 0:  # a rank whose rows are all padding
+        return logits_NV.new_zeros(logits_NV.shape[:1], dtype=torch.float32)
+    here = (targets_N >= 0) & (targets_N < logits_NV.shape[1])
+    picked = logits_NV.gather(1, targets_N.masked_fill(~here, 0).unsqueeze(1)).squeeze(1).float()
+    return torch.where(here, picked, 0)
+
+
+def _combine(stats: torch.Tensor, axis: Axis) -> tuple[torch.Tensor, torch.Tensor]:
+    """log Σ exp over all ranks, and the target's logit from the rank that has it."""
+    log_z, picked = stats
+    largest = log_z.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=axis.group)
+    total = torch.stack([torch.exp(log_z - largest), picked])
+    dist.all_reduce(total, group=axis.group)
+    return total[0].log() + largest, total[1]
