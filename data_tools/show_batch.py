@@ -5,15 +5,27 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_ngpt.checkpoint.catalogue import Catalogue
+from megatron_ngpt.checkpoint.seal import read_state
 from megatron_ngpt.config.load import load_recipe
 from megatron_ngpt.data.batches import Rows, training_batches
 from megatron_ngpt.data.tokenizer import Tokenizer
+from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.training.phase import phase_at, phases_of
 
 
 def step_rows(recipe_path: str, step: int, overrides: list[str]):
-    """(recipe, the rows of the whole global batch of step `step`, in global order)."""
+    """(recipe, the rows of the whole global batch of step `step`, in global order).
+
+    Where the run has begun, its newest checkpoint says in which phase the step lies. Raises ConfigError if the recipe is of another one.
+    """
     recipe = load_recipe(recipe_path, overrides)
-    return recipe, training_batches(recipe).rows(step, 0, recipe.training.global_batch)
+    found, _ = Catalogue(Path(recipe.training.output)).find(recipe.checkpoint.resume)
+    phase = phase_at(phases_of(recipe, found and read_state(found)), step)
+    if (phase.context, phase.global_batch) != (recipe.model.context, recipe.training.global_batch):
+        raise ConfigError(f"--step {step}: {found} says that model.context was {phase.context} then and training.global_batch "
+                          f"{phase.global_batch}; give the recipe of that phase, or a later step")
+    return recipe, training_batches(recipe).after(phase.after).rows(step, 0, recipe.training.global_batch)
 
 
 def save_rows(rows: Rows, output: str) -> None:

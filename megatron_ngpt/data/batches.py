@@ -6,6 +6,7 @@
 So any rank, on any node, finds the rows of any step at once, with no index files and no state.
 """
 
+import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -57,6 +58,12 @@ class Windows:
         self.tape, self._context, self._key = tape, context, (seed, number)
         self.count, self._slack = divmod(tape.tokens - 1, context)
 
+    def after(self, step: int) -> "Windows":
+        """The same windows in the order of a phase that begins after `step`."""
+        windows = copy.copy(self)
+        windows._key = (*self._key, f"after {step}") if step else self._key
+        return windows
+
     def starts(self, samples: np.ndarray) -> np.ndarray:
         """Tape positions of the windows of samples 0, 1, 2, ... (int64), epochs chained."""
         epochs, places = np.divmod(samples, self.count)
@@ -76,17 +83,17 @@ class Windows:
 class BatchSource:
     """The global batches of a run: `global_batch` rows of `context` + 1 tokens a step.
 
-    fingerprint: what the order of samples depends on besides the step (the datasets' content and splits, the weights, the
-    context, the seed); a run must not be resumed on another. Objects hold no open files when pickled.
+    fingerprint: what the order of samples depends on besides context and step (the datasets' content and splits, the weights,
+    the seed); a run must not be resumed on another. Objects hold no open files when pickled.
     """
 
     def __init__(
         self, tapes: list[Tape], weights: list[float], context: int, global_batch: int, seed: int | None, vocabulary: int
     ):
-        self.context, self.global_batch, self._vocabulary = context, global_batch, vocabulary
+        self.context, self.global_batch, self._vocabulary, self._begun = context, global_batch, vocabulary, 0
         self._windows = [Windows(tape, context, seed, number) for number, tape in enumerate(tapes)]
         self._blend = Blend(weights)
-        identity = [[[fingerprint(shard) for shard in tape.shards] for tape in tapes], self._blend.counts, context, seed]
+        identity = [[[fingerprint(shard) for shard in tape.shards] for tape in tapes], self._blend.counts, seed]
         self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     @property
@@ -94,11 +101,19 @@ class BatchSource:
         """Windows in all datasets together: with weights in proportion to tokens, what one pass over the data takes."""
         return sum(windows.count for windows in self._windows)
 
+    def after(self, step: int) -> "BatchSource":
+        """The batches of a phase that begins after `step` (training/phase.py): from its first sample on, in an order of its own."""
+        phase = copy.copy(self)
+        phase._begun, phase._windows = step, [windows.after(step) for windows in self._windows]
+        return phase
+
     def rows(self, step: int, start: int, stop: int) -> Rows:
-        """Rows [start, stop) of the global batch of step `step`, from 1 on. Raises DataError for an id past the vocabulary."""
-        if step < 1 or not 0 <= start <= stop <= self.global_batch:
-            raise ValueError(f"step {step}, rows [{start}, {stop}); steps count from 1, rows lie in [0, {self.global_batch})")
-        datasets, samples = self._blend.locate((step - 1) * self.global_batch + np.arange(start, stop, dtype=np.int64))
+        """Rows [start, stop) of the global batch of step `step`, from 1 on, or from the first of the phase. Raises DataError for an
+        id past the vocabulary."""
+        first = self._begun + 1
+        if step < first or not 0 <= start <= stop <= self.global_batch:
+            raise ValueError(f"step {step}, rows [{start}, {stop}); steps count from {first}, rows lie in [0, {self.global_batch})")
+        datasets, samples = self._blend.locate((step - first) * self.global_batch + np.arange(start, stop, dtype=np.int64))
         tokens = np.empty((stop - start, self.context + 1), np.int32)
         places = []
         for number in np.unique(datasets).tolist():

@@ -38,13 +38,15 @@ class Trainer:
         self.grid = make_grid(**given_sizes(self.recipe.parallel))
         self.ownership, self.console, self.monitor = ready.ownership, console, None
         self.stop = StopRequest(self._say, ready.ownership)
-        self.tokenizer, self.train_data = ready.data.tokenizer, ready.batches
+        self.tokenizer = ready.data.tokenizer
         self.valid_data = validation_batches(self.recipe, ready.data) if self.recipe.training.eval_every else {}
         self.store = CheckpointStore(self.output, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every, self._check_owned)
         beginning = Beginning(ready, self.store)
         config = engine_config(self.recipe, ready.deepspeed, self.grid.readers.size)
         self.engine = Engine(self.recipe, self.vocabulary, config, self.grid, device)
         self.step = beginning.fill(self.engine)
+        self.phases = beginning.phases
+        self.train_data = ready.batches.after(self.phases[-1].after)
         self.unread: list[Outcome] = []  # of the updates that nobody has looked at yet
         self.saved = self.begun = self.step  # the newest step of which there is a checkpoint, and the first one
         self.broken: str | None = None  # why the last evaluation is none
@@ -163,7 +165,7 @@ class Trainer:
         self.monitor.scalars(
             self.step,
             {
-                "tokens": self.step * batch_tokens,
+                "tokens": self.phases[-1].tokens_at(self.step),
                 "loss": result.loss,
                 "grad_norm": result.grad_norm,
                 "lr": lr,
@@ -216,7 +218,7 @@ class Trainer:
         state, attached = {}, {}
         if self.grid.world.first:
             attached = {TOKENIZER: self.tokenizer.raw}
-            state = state_of(self.recipe, self.step, self.vocabulary, self.train_data.fingerprint, self.code)
+            state = state_of(self.recipe, self.step, self.vocabulary, self.train_data.fingerprint, self.code, self.phases)
         self.store.save(self.step, self.engine.shards, self.engine.base, state, attached, self.monitor.message if final else None)
 
     def _complete_save(self) -> None:

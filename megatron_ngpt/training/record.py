@@ -3,6 +3,7 @@ is refused, what may change is told."""
 
 import subprocess
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,23 +14,26 @@ from megatron_ngpt.checkpoint.seal import read_state
 from megatron_ngpt.config.recipe import Optimizer, Recipe, Schedule
 from megatron_ngpt.data.batches import Opened
 from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.training.phase import Phase, phases_of
 from megatron_ngpt.training.schedule import learning_rate
 
-FREE_MODEL_KEYS = {"embedding_shard", "residual_dtype", "context"}  # layout and precision, and a length that rotary embeddings can change
+ROPE_KEYS = ("rope_base", "rope_scaling")  # how positions are turned, which may follow the context; told
+FREE_MODEL_KEYS = {"embedding_shard", "residual_dtype", "context", *ROPE_KEYS}  # the first two are layout and precision
 FREE_SECTIONS = ("optimizer", "schedule", "training", "parallel")
 UNTOLD_KEYS = {"training.output", "training.seed"}  # where the run lies is no change of it; the seed is judged with the data
 
 
-def state_of(recipe: Recipe, step: int, vocabulary: int, fingerprint: str, code: str) -> dict:
-    """The state that a checkpoint of `step` carries.
+def state_of(recipe: Recipe, step: int, vocabulary: int, fingerprint: str, code: str, phases: list[Phase]) -> dict:
+    """The state that a checkpoint of `step`, in the last of `phases`, carries.
 
-    The learning rate and the samples of a step are functions of the recipe and the step, and nothing draws random numbers once the
-    model is made from the seed: `recipe` (with the seed) and `step` are the schedule's, the data's and the random state.
+    The learning rate and the samples of a step are functions of the recipe, the step and where its phase began, and nothing draws random
+    numbers once the model is made from the seed: `recipe` (with the seed), `step` and `phases` are the schedule's, the data's and the
+    random state.
     """
-    samples = step * recipe.training.global_batch
     return {
-        "samples": samples,
-        "tokens": samples * recipe.model.context,
+        "samples": phases[-1].samples_at(step),
+        "tokens": phases[-1].tokens_at(step),
+        "phases": [asdict(phase) for phase in phases],
         "fingerprint": fingerprint,
         "recipe": recipe.model_dump(mode="json"),
         "vocabulary": vocabulary,
@@ -60,7 +64,8 @@ def contradictions(state: dict, recipe: Recipe, data: Opened, fingerprint: str) 
     for key, value in new["model"].items():
         if key not in FREE_MODEL_KEYS | {"vocab"} and old["model"].get(key) != value:
             problems.append(_line(f"model.{key}", value, old["model"].get(key)))
-    if new["training"]["global_batch"] != old["training"]["global_batch"]:  # the place in the data is steps · global_batch
+    phase_begins = new["model"]["context"] != old["model"]["context"]  # with samples, a batch and an order of its own
+    if new["training"]["global_batch"] != old["training"]["global_batch"] and not phase_begins:  # else no step says its samples
         problems.append(_line("training.global_batch", new["training"]["global_batch"], old["training"]["global_batch"]))
     trained, given = tokenizer_sha256(state), data.tokenizer.sha256
     if trained not in (None, given):
@@ -68,7 +73,8 @@ def contradictions(state: dict, recipe: Recipe, data: Opened, fingerprint: str) 
         problems.append(_line("data.tokenizer", *shown))
     if data.vocabulary != state["vocabulary"]:
         problems.append(_line("model.vocab", data.vocabulary, state["vocabulary"]))
-    if fingerprint != state["fingerprint"]:
+    may_differ = phase_begins and new["training"]["seed"] == old["training"]["seed"] and new["data"]["train"] != old["data"]["train"]
+    if fingerprint != state["fingerprint"] and not may_differ:
         problems.append(_data_line(old, new))
     return problems
 
@@ -78,17 +84,19 @@ def tokenizer_sha256(state: dict) -> str | None:
     return state["files"].get(TOKENIZER, {}).get("sha256")
 
 
-def continued(catalogue: Catalogue, recipe: Recipe, data: Opened, fingerprint: str) -> tuple[Path | None, list[str]]:
-    """The checkpoint that the recipe goes on from (None: none, it begins at step 0), and what to tell a person about that.
+def continued(catalogue: Catalogue, recipe: Recipe, data: Opened, fingerprint: str) -> tuple[Path | None, list[str], list[Phase]]:
+    """The checkpoint that the recipe goes on from (None: none, it begins at step 0), what to tell a person about that, and the run's
+    phases with the one to come.
 
     A run asks before it starts in earnest, and so does `ngpt check`. Raises ConfigError or CheckpointError if it can't go on.
     """
     found, notes = catalogue.find(recipe.checkpoint.resume)
     if found is None:
-        return None, notes
+        return None, notes, phases_of(recipe)
     state = read_state(found)
     check_continues(state, recipe, data, fingerprint)
-    return found, [*notes, f"continues from {found}", *changes(state, recipe), *_rate_change(state, recipe)]
+    notes += [f"continues from {found}", *_phase_change(state, recipe), *changes(state, recipe), *_rate_change(state, recipe)]
+    return found, notes, phases_of(recipe, state)
 
 
 def check_continues(state: dict, recipe: Recipe, data: Opened, fingerprint: str) -> None:
@@ -101,15 +109,34 @@ def check_continues(state: dict, recipe: Recipe, data: Opened, fingerprint: str)
 def changes(state: dict, recipe: Recipe) -> list[str]:
     """What the recipe changes of the checkpoint's run, of what may change: `section.key: old → new`."""
     found = []
-    new = recipe.model_dump(mode="json")
-    for section in FREE_SECTIONS:
-        for key, value in new[section].items():
-            before = state["recipe"][section].get(key)
-            if before != value and f"{section}.{key}" not in UNTOLD_KEYS:
-                found.append(f"{section}.{key}: {before} → {value}")
+    old, new = state["recipe"], recipe.model_dump(mode="json")
+    told = [("model", key) for key in ROPE_KEYS] + [("data", "document_boundaries")]
+    told += [(section, key) for section in FREE_SECTIONS for key in new[section] if f"{section}.{key}" not in UNTOLD_KEYS]
+    for section, key in told:
+        found += _changed(f"{section}.{key}", old[section].get(key), new[section][key])
     if state["recipe"]["deepspeed"] != recipe.deepspeed:
         found.append(f"deepspeed: {state['recipe']['deepspeed']} → {recipe.deepspeed}")
     return found
+
+
+def _changed(key: str, before, value) -> list[str]:
+    """A line if a value is another, or one for each key in it that has another value."""
+    if isinstance(value, dict) and isinstance(before, dict):
+        return [line for part in value for line in _changed(f"{key}.{part}", before.get(part), value[part])]
+    return [] if before == value else [f"{key}: {before} → {value}"]
+
+
+def _phase_change(state: dict, recipe: Recipe) -> list[str]:
+    """What it means that the context is another; nothing if it is not."""
+    phase, before, step = phases_of(recipe, state)[-1], state["recipe"], state["step"]
+    if phase.after < step:
+        return []
+    line = (
+        f"model.context: {before['model']['context']} → {phase.context}: a phase begins after step {step}, its samples are ordered anew "
+        f"over all of data.train; none is left out, and text of the {phase.tokens:,} tokens before may come again"
+    )
+    trained = [entry.model_dump(mode="json") for entry in recipe.data.train]
+    return [line, *_changed("data.train", before["data"]["train"], trained)]
 
 
 def _rate_change(state: dict, recipe: Recipe) -> list[str]:
@@ -131,7 +158,6 @@ def _line(key: str, value, before) -> str:
 def _data_line(old: dict, new: dict) -> str:
     pairs = [
         ("training.seed", new["training"]["seed"], old["training"]["seed"]),
-        ("model.context", new["model"]["context"], old["model"]["context"]),
         ("data.train", new["data"]["train"], old["data"]["train"]),
     ]
     for key, value, before in pairs:

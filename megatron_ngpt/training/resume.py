@@ -8,6 +8,7 @@ from megatron_ngpt.checkpoint.store import CheckpointStore
 from megatron_ngpt.errors import DamagedError
 from megatron_ngpt.parallel.together import from_first_rank, on_first_rank
 from megatron_ngpt.training.engine import Engine
+from megatron_ngpt.training.phase import Phase
 from megatron_ngpt.training.preflight import Ready
 from megatron_ngpt.training.record import continued
 
@@ -18,6 +19,7 @@ class Beginning:
     Attributes:
         found: the checkpoint's directory; None for a run that begins at step 0.
         notes: what to tell a person about it.
+        phases: of the run, the one to come last.
     """
 
     def __init__(self, ready: Ready, store: CheckpointStore):
@@ -52,9 +54,9 @@ class Beginning:
 
     def _agree(self) -> None:
         """On the checkpoint that rank 0 finds, and what it has to tell about it (collective)."""
-        self.found, self.notes = from_first_rank(self._find, f"{self._recipe.training.output} could not be resumed")
+        self.found, self.notes, self.phases = from_first_rank(self._find, f"{self._recipe.training.output} could not be resumed")
 
-    def _find(self) -> tuple[Path | None, list[str]]:
+    def _find(self) -> tuple[Path | None, list[str], list[Phase]]:
         self._store.check()
         self._store.catalogue.rescue()
         return continued(self._store.catalogue, self._recipe, self._ready.data, self._ready.batches.fingerprint)

@@ -135,10 +135,26 @@ def test_the_fingerprint_follows_what_the_order_depends_on(tmp_path):
         return training_batches(recipe(train, **keys)).fingerprint
     known = made([entry])
     assert known == made([entry]) == made([{"prefix": same}])
-    different = [made([{"prefix": other}]), made([entry], seed=1), made([entry], context=9), made([{**entry, "split": 0.5}]),
+    assert known == made([entry], context=9, global_batch=9), "these are judged by themselves"
+    different = [made([{"prefix": other}]), made([entry], seed=1), made([{**entry, "split": 0.5}]),
                  made([{**entry, "weight": 1.0}, {**entry, "weight": 2.0}]),
                  made([{**entry, "weight": 2.0}, {**entry, "weight": 1.0}])]
-    assert len({known, *different}) == 7
+    assert len({known, *different}) == 6
+
+
+@given(after=st.integers(1, 50), batch=st.integers(1, 7), context=st.integers(3, 9), seed=st.integers(0, 9))
+def test_a_phase_has_each_window_once_an_epoch_in_an_order_of_its_own(tmp_path_factory, after, batch, context, seed):
+    entry = {"prefix": write_dataset(tmp_path_factory.mktemp("phase") / "d", numbered_documents([300]))}
+    whole = training_batches(recipe([entry], context=context, global_batch=batch, seed=seed))
+    phase, count = whole.after(after), whole.samples_per_epoch
+    read = [np.concatenate([source.rows(first + step, 0, batch).tokens for step in range(1, count + 1)])[:count, 0]
+            for source, first in ((whole, 0), (phase, after))]
+    for starts in read:
+        assert len(set(starts.tolist())) == count and len(set((starts % context).tolist())) == 1
+    assert not np.array_equal(*read) and not np.array_equal(read[1], whole.after(after + 1).rows(after + 2, 0, batch).tokens)
+    assert whole.after(0).rows(1, 0, batch).tokens.tolist() == whole.rows(1, 0, batch).tokens.tolist()
+    with pytest.raises(ValueError, match=f"steps count from {after + 1}"):
+        phase.rows(after, 0, batch)
 
 
 def test_a_source_survives_pickling_and_holds_no_maps(tmp_path):

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from megatron_ngpt.checkpoint.seal import seal
 from megatron_ngpt.data.indexed import token_dtype
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.data.writer import IndexedWriter
+from megatron_ngpt.training.phase import phases_of
+from megatron_ngpt.training.preflight import preflight
+from megatron_ngpt.training.record import state_of
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -62,3 +66,16 @@ def good_recipe(corpus, tmp_path_factory) -> Path:
     path = folder / "good.yaml"
     path.write_text(RECIPE.format(corpus=corpus, run=folder / "run", root=ROOT))
     return path
+
+
+@pytest.fixture
+def run(good_recipe, tmp_path):
+    """An existing run directory with a checkpoint of step 5 of 5, and the options that name it."""
+    options = [f"--training.output={tmp_path}"]
+    ready = preflight(str(good_recipe), options, 1)
+    checkpoint = tmp_path / "checkpoints" / "step-00000005"
+    checkpoint.mkdir(parents=True)
+    state = state_of(ready.recipe, 5, 200, ready.batches.fingerprint, "code", phases_of(ready.recipe))
+    seal(checkpoint, {"step": 5, "serial": 1, **state}, {})
+    (tmp_path / "checkpoints" / "latest").write_text(checkpoint.name)
+    return options

@@ -10,12 +10,11 @@ import pytest
 
 from megatron_ngpt.checkpoint.catalogue import Catalogue
 from megatron_ngpt.checkpoint.ownership import claim
-from megatron_ngpt.checkpoint.seal import seal
 from megatron_ngpt.config.costs.work import checkpoint_bytes
 from megatron_ngpt.data.batches import validation_batches
 from megatron_ngpt.errors import CheckpointError, ConfigError
 from megatron_ngpt.training.preflight import in_use, preflight, space_warnings, summary
-from megatron_ngpt.training.record import continued, state_of
+from megatron_ngpt.training.record import continued
 
 SHAPE = {"model_type": "ngpt", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
          "intermediate_size": 128, "vocab_size": 200, "rope_theta": 10000.0, "update": "lerp"}
@@ -140,20 +139,10 @@ def test_what_a_run_began_with_may_be_gone_once_it_has_checkpoints_of_its_own(go
         assert "/gone" in problems(str(good_recipe), [gone], 1)[0]
 
 
-@pytest.fixture
-def run(good_recipe, tmp_path):
-    """An existing run directory with a checkpoint of step 5 of 5, and the options that name it."""
-    options = [f"--training.output={tmp_path}"]
-    ready = preflight(str(good_recipe), options, 1)
-    checkpoint = tmp_path / "checkpoints" / "step-00000005"
-    checkpoint.mkdir(parents=True)
-    seal(checkpoint, {"step": 5, "serial": 1, **state_of(ready.recipe, 5, 200, ready.batches.fingerprint, "code")}, {})
-    (tmp_path / "checkpoints" / "latest").write_text(checkpoint.name)
-    return options
-
-
 @pytest.mark.parametrize(("changed", "said"), [
     (["--training.global_batch=16"], ["training.global_batch = 16: the checkpoint was trained with 8"]),
+    (["--model.context=8", "--training.seed=1"], ["training.seed = 1: the checkpoint was trained with 0"]),
+    (["--model.context=8", "--model.layers=3"], ["model.layers = 3: the checkpoint was trained with 2"]),
     (["--model.layers=3", "--training.seed=1"], ["model.layers = 3: the checkpoint was trained with 2", "training.seed = 1: the"]),
     (["--data.tokenizer={corpus}/other.model", "--data.valid=[]"], ["data.tokenizer: "]),
 ])
@@ -193,7 +182,7 @@ def test_so_is_a_run_without_a_good_checkpoint(good_recipe, run, resume):
 ])
 def test_the_rate_before_and_after_is_told_where_it_jumps(good_recipe, run, changed, said):
     ready = preflight(str(good_recipe), [*run, *changed], 1)
-    _, notes = continued(Catalogue(Path(ready.recipe.training.output)), ready.recipe, ready.data, ready.batches.fingerprint)
+    _, notes, _ = continued(Catalogue(Path(ready.recipe.training.output)), ready.recipe, ready.data, ready.batches.fingerprint)
     assert [line for line in notes if line.startswith("learning rate")] == ([said] if said else [])
 
 
