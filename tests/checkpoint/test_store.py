@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from megatron_ngpt.checkpoint import dcp, saver, storage
-from megatron_ngpt.checkpoint.catalogue import find_checkpoint
+from megatron_ngpt.checkpoint.catalogue import Catalogue, find_checkpoint
 from megatron_ngpt.checkpoint.saver import save
 from megatron_ngpt.checkpoint.store import CheckpointStore
 from megatron_ngpt.errors import CheckpointError, ConfigError
@@ -117,7 +117,7 @@ def test_find_by_path(run, tmp_path):
     assert store.catalogue.find(str(path))[0] == path
     assert store.catalogue.find(str(tmp_path))[0] == path
     with pytest.raises(ConfigError, match=r"checkpoint\.resume: .*nowhere"):
-        store.catalogue.find(str(tmp_path / "nowhere"))
+        Catalogue(tmp_path / "no checkpoints yet").find(str(tmp_path / "nowhere"))
     (path / "tensors.json").unlink()
     with pytest.raises(CheckpointError, match="is not complete"):
         find_checkpoint(path, "MODEL")
