@@ -24,7 +24,7 @@ from torch.futures import Future
 from megatron_ngpt.checkpoint.files import remove
 from megatron_ngpt.checkpoint.pieces import divided
 from megatron_ngpt.checkpoint.seal import Chunks, check_chunk, read_checksums
-from megatron_ngpt.checkpoint.stored import WrittenPiece, read_tensors_list, write_tensors_list
+from megatron_ngpt.checkpoint.stored import StoredChunk, WrittenPiece, read_tensors_list, write_tensors_list
 from megatron_ngpt.errors import DamagedError, NotFiniteError
 
 READERS = 4  # threads of a rank that read, check and unpack chunks
@@ -117,7 +117,7 @@ class Reader(FileSystemReader):
         """Fill the planner's tensors. Raises DamagedError."""
         wanted: dict[str, dict[int, list[ReadItem]]] = {}
         for item in plan.items:
-            stored = self.storage_data[item.storage_index]
+            stored = self._stored(item)
             wanted.setdefault(stored.file, {}).setdefault(stored.offset, []).append(item)
         with ThreadPoolExecutor(READERS) as pool:
             for name, chunks in sorted(wanted.items()):
@@ -129,9 +129,12 @@ class Reader(FileSystemReader):
                     raise DamagedError(f"{self.path} is not complete: {name} is missing") from None
         return _done(None)
 
+    def _stored(self, item: ReadItem) -> StoredChunk:
+        return self.storage_data[item.storage_index.fqn][item.storage_index.index]
+
     def _read_chunk(self, file: int, planner: LoadPlanner, items: list[ReadItem]) -> int:
         """Check a chunk, and copy what the items want of it; returns its bytes."""
-        stored = self.storage_data[items[0].storage_index]
+        stored = self._stored(items[0])
         content = os.pread(file, stored.bytes, stored.offset)
         check_chunk(self.path / stored.file, stored.offset, content, stored.sha256)
         chunk = _unpacked(content)
@@ -154,7 +157,7 @@ def finite_only(directory: Path) -> Callable[[str, int, bytes], None]:
     def examine(file: str, offset: int, content: bytes) -> None:
         if not names:
             stored = read_tensors_list(directory, read_checksums(directory)).storage_data
-            names.update({(chunk.file, chunk.offset): index.fqn for index, chunk in stored.items()})
+            names.update({(chunk.file, chunk.offset): name for name, chunks in stored.items() for chunk in chunks})
         chunk = _unpacked(content)
         if chunk is not None:
             _check_finite(directory, names.get((file, offset), "no tensor"), file, offset, chunk)

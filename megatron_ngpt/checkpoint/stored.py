@@ -57,7 +57,8 @@ def write_tensors_list(directory: Path, shapes: dict[str, torch.Size], written: 
 
 
 def read_tensors_list(directory: Path, checksums: dict[str, Chunks]) -> Metadata:
-    """`tensors.json` in the words of `torch.distributed.checkpoint`; `storage_data` holds a `StoredChunk` for every chunk.
+    """`tensors.json` in the words of `torch.distributed.checkpoint`; `storage_data` has a `StoredChunk` for each of a tensor's chunks, in
+    their order (by which a plan's indices count them), by the tensor's name.
 
     Raises:
         DamagedError: it is not as `write_tensors_list` writes it, or speaks of chunks that `checksums` has not.
@@ -65,14 +66,14 @@ def read_tensors_list(directory: Path, checksums: dict[str, Chunks]) -> Metadata
     properties, tensors, places = TensorProperties(torch.float32), {}, {}
     try:
         for name, tensor in json.loads((directory / TENSORS).read_text("utf-8")).items():
-            found = []
+            found, places[name] = [], []
             for piece in tensor["pieces"]:
                 file, (row, *column), columns = piece["file"], piece["offset"], piece["columns"]
                 chunks = checksums[file][piece["chunk"] : piece["chunk"] + len(piece["rows"])]
                 for rows, (at, size, sha256) in zip(piece["rows"], chunks, strict=True):
-                    offset, shape = torch.Size((row, *column)), torch.Size((rows, *columns))
-                    found.append(ChunkStorageMetadata(offset, shape))
-                    places[MetadataIndex(name, offset)] = StoredChunk(file, at, size, sha256, shape)
+                    shape = torch.Size((rows, *columns))
+                    found.append(ChunkStorageMetadata(torch.Size((row, *column)), shape))
+                    places[name].append(StoredChunk(file, at, size, sha256, shape))
                     row += rows
             tensors[name] = TensorStorageMetadata(properties, torch.Size(tensor["shape"]), found)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -176,6 +177,24 @@ def test_what_else_it_tells(exports, model):
     base = AutoModel.from_pretrained(exports["lerp"][1], trust_remote_code=True)
     torch.testing.assert_close(base(TOKENS).last_hidden_state, outputs.hidden_states[-1])
     assert isinstance(model(TOKENS, return_dict=False), tuple)
+
+
+@torch.no_grad()
+def test_parameters_that_are_there_only_while_their_module_runs(model):
+    """As `device_map` has it with layers on the disk or in host memory."""
+    wanted = model(TOKENS).logits
+
+    def put(module, *_, parameters):
+        module._parameters.update(parameters)
+
+    for module in model.modules():
+        held = dict(module.named_parameters(recurse=False))
+        away = {name: torch.nn.Parameter(parameter.to("meta")) for name, parameter in held.items()}
+        module.register_forward_pre_hook(partial(put, parameters=held))
+        module.register_forward_hook(partial(put, parameters=away))
+        put(module, parameters=away)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert model(TOKENS).logits.equal(wanted)
 
 
 def test_fresh_model_starts_as_in_the_paper(exports):

@@ -119,8 +119,9 @@ class NGPTAttention(nn.Module):
         self.qk_scale = nn.Parameter(torch.ones(groups, self.head_dim))
         self.alpha = nn.Parameter(torch.full((config.hidden_size,), 0.05))
 
-    def forward(self, h, turn: Rotation, attention_mask, cache: Cache | None, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The attention's output [B, T, D] and, if the kernel tells them, the probabilities."""
+    def forward(self, h, turn: Rotation, attention_mask, cache: Cache | None, **kwargs) -> tuple[torch.Tensor | None, ...]:
+        """The attention's output [B, T, D], the probabilities if the kernel tells them, and the rates [D] of the step towards it: a
+        module's parameters may lie elsewhere (`device_map`) except while its own `forward` runs."""
         x = h.to(self.q_proj.weight.dtype)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
         scale = self.qk_scale.float().square().repeat_interleave(self.num_key_value_groups, 0)[:, None]
@@ -129,7 +130,7 @@ class NGPTAttention(nn.Module):
             k, v = cache.update(k, v, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         out, probabilities = attend(self, q, k, v, attention_mask, scaling=self.scaling, **kwargs)
-        return self.o_proj(out.flatten(2)), probabilities
+        return self.o_proj(out.flatten(2)), probabilities, self.alpha.float().abs()
 
 
 class NGPTFeedForward(nn.Module):
@@ -145,12 +146,12 @@ class NGPTFeedForward(nn.Module):
         self.alpha = nn.Parameter(torch.full((config.hidden_size,), 0.05))
         self.gate_factor = math.sqrt(config.hidden_size)
 
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        """The feed-forward's output [B, T, D]."""
+    def forward(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The feed-forward's output [B, T, D], and the rates [D] of the step towards it."""
         x = h.to(self.up_proj.weight.dtype)
         u = self.up_scale.float() * self.up_proj(x)
         g = self.gate_scale.float() * self.gate_factor * self.gate_proj(x)
-        return self.down_proj((u * F.silu(g)).to(x.dtype))
+        return self.down_proj((u * F.silu(g)).to(x.dtype)), self.alpha.float().abs()
 
 
 class NGPTDecoderLayer(GradientCheckpointingLayer):
@@ -164,9 +165,10 @@ class NGPTDecoderLayer(GradientCheckpointingLayer):
 
     def forward(self, h: torch.Tensor, turn: Rotation, attention_mask, cache: Cache | None = None, **kwargs) -> torch.Tensor:
         """h [B, T, D], fp32 and on the sphere before and after."""
-        target, _ = self.self_attn(h, turn, attention_mask, cache, **kwargs)
-        h = self.move(h, unit(target), self.self_attn.alpha.float().abs())
-        return self.move(h, unit(self.mlp(h)), self.mlp.alpha.float().abs())
+        target, _, rates = self.self_attn(h, turn, attention_mask, cache, **kwargs)
+        h = self.move(h, unit(target), rates)
+        target, rates = self.mlp(h)
+        return self.move(h, unit(target), rates)
 
 
 class NGPTPreTrainedModel(PreTrainedModel):
@@ -276,7 +278,8 @@ class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         x = outputs.last_hidden_state[:, kept].to(self.lm_head.weight.dtype)
-        logits = self.logit_scale.float() * self.lm_head(x)
+        logits = self.lm_head(x)
+        logits = self.logit_scale.to(logits.device).float() * logits
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
