@@ -151,7 +151,8 @@ class Reader(FileSystemReader):
 
 
 def finite_only(directory: Path) -> Callable[[str, int, bytes], None]:
-    """For `verify`: raises NotFiniteError if a chunk (its file, offset and content) of the checkpoint holds what is not finite."""
+    """For `verify`: raises DamagedError if a chunk (its file, offset and content) of the checkpoint holds no tensor, NotFiniteError if it
+    holds what is not finite."""
     names: dict[tuple[str, int], str] = {}
 
     def examine(file: str, offset: int, content: bytes) -> None:
@@ -159,8 +160,9 @@ def finite_only(directory: Path) -> Callable[[str, int, bytes], None]:
             stored = read_tensors_list(directory, read_checksums(directory)).storage_data
             names.update({(chunk.file, chunk.offset): name for name, chunks in stored.items() for chunk in chunks})
         chunk = _unpacked(content)
-        if chunk is not None:
-            _check_finite(directory, names.get((file, offset), "no tensor"), file, offset, chunk)
+        if chunk is None:
+            raise DamagedError(f"{directory} is damaged: {file} holds no tensor at byte {offset}")
+        _check_finite(directory, names.get((file, offset), "no tensor"), file, offset, chunk)
 
     return examine
 
