@@ -95,7 +95,7 @@ def check(
 ) -> None:
     """Check a recipe, its data and its layout on N ranks, as pretraining would, without starting anything.
 
-    Prints one line: layout, parameters, memory a rank. Keys are set with --section.key=value.
+    Prints one line: layout, parameters, memory a rank; on stderr what a run that goes on changes. Keys are set with --section.key=value.
     """
     from megatron_ngpt.training.entry import parse
     from megatron_ngpt.training.preflight import in_use, preflight, space_warnings, summary
@@ -103,7 +103,7 @@ def check(
     arguments = parse([recipe, *context.args])
     ready = preflight(arguments.recipe, arguments.overrides, ranks)
     print(summary(ready))
-    for line in (*space_warnings(ready), *in_use(ready)):
+    for line in (*ready.notes, *space_warnings(ready), *in_use(ready)):
         print(line, file=sys.stderr)
 
 

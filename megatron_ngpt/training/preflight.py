@@ -1,7 +1,7 @@
 """Everything about a run that can be refused, refused before torch and DeepSpeed are imported."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_ngpt.checkpoint.catalogue import Catalogue
@@ -25,14 +25,16 @@ from megatron_ngpt.training.schedule import last_rate
 
 @dataclass(frozen=True)
 class Ready:
-    """A run that nothing speaks against: its recipe, DeepSpeed's choice, number of ranks, and what was opened to find that out, which
-    the run goes on with; on rank 0 of one that starts also the ownership of its run directory."""
+    """A run that nothing speaks against: its recipe, DeepSpeed's choice, number of ranks, what was opened to find that out, which the run
+    goes on with, and what there is to tell about the checkpoint that it continues from, as far as a first look can tell; on rank 0 of one
+    that starts also the ownership of its run directory."""
 
     recipe: Recipe
     deepspeed: DeepSpeedChoice
     ranks: int
     data: Opened
     batches: BatchSource
+    notes: tuple[str, ...] = ()
     ownership: Ownership | None = None
 
     @property
@@ -63,8 +65,7 @@ def preflight(recipe_path: str, overrides: list[str] | tuple[str, ...], ranks: i
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     ready = Ready(recipe, choice, ranks, opened, training_batches(recipe, opened))
-    _check_continues(ready)
-    return ready
+    return replace(ready, notes=tuple(_continues(ready)))
 
 
 def summary(ready: Ready) -> str:
@@ -128,14 +129,16 @@ def _follows_from(line: str, reading: Reading) -> bool:
     return any(key in line for key in reading.replaced)
 
 
-def _check_continues(ready: Ready) -> None:
-    """Raises what the run itself would, ConfigError or CheckpointError, if it can't go on from the checkpoint that it will find."""
+def _continues(ready: Ready) -> list[str]:
+    """What the run will tell about the checkpoint that it will find. Raises what the run itself would, ConfigError or CheckpointError, if
+    it can't go on from there."""
     recipe = ready.recipe
     catalogue = Catalogue(Path(recipe.training.output))
     if catalogue.newest() is None and catalogue.nameless():
-        return  # killed between two moves; the run gives it back its name, and judges it then
+        return []  # killed between two moves; the run gives it back its name, and judges it then
     if catalogue.directory.is_dir() or recipe.checkpoint.resume not in ("auto", "never"):
-        continued(catalogue, recipe, ready.data, ready.batches.fingerprint)
+        return continued(catalogue, recipe, ready.data, ready.batches.fingerprint)[1]
+    return []
 
 
 def _checkpoint_problems(recipe: Recipe, vocabulary: int | None) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_tools import __main__ as tools
+from megatron_ngpt import cli
 from megatron_ngpt.checkpoint.catalogue import Catalogue
 from megatron_ngpt.checkpoint.seal import seal
 from megatron_ngpt.training.phase import Phase, phase_at, phases_of
@@ -48,6 +49,13 @@ def test_what_a_phase_changes_is_told(good_recipe, run):
     } <= set(notes)
     assert any(note.startswith("data.train: [{") and "'weight': 2.0" in note for note in notes)
     assert phases == [Phase(0, 16, 8), Phase(5, 32, 4, 40, 640)]
+
+
+def test_checking_tells_it_too(good_recipe, run, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ngpt", "check", str(good_recipe), *run, *LONGER])
+    assert cli.main() == 0
+    told = capsys.readouterr()
+    assert told.out.count("\n") == 1 and told.err.count("model.context: 16 → 32: a phase begins after step 5") == 1
 
 
 def test_positions_alone_begin_no_phase(good_recipe, run):
