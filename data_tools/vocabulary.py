@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 
 import sentencepiece
 
@@ -65,10 +66,11 @@ def _usual_number(counts: Counter, vocab_size: int) -> int:
 
 
 def _in_child(texts: list[str], kept: str, vocab_size: int, model: str) -> bytes | int:
-    """`_train` in a process of its own: SentencePiece lets neither another thread nor Ctrl-C in while it works."""
-    context = multiprocessing.get_context("fork")
+    """`_train` in a process of its own: SentencePiece lets neither another thread nor Ctrl-C in while it works. The process starts afresh:
+    as a fork of one in which SentencePiece has had threads it would crash."""
+    context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    child = context.Process(target=lambda: there.send(_train(texts, kept, vocab_size, model)), daemon=True)
+    child = context.Process(target=_send_trained, args=(there, texts, kept, vocab_size, model), daemon=True)
     child.start()
     there.close()
     began = time.monotonic()
@@ -84,6 +86,10 @@ def _in_child(texts: list[str], kept: str, vocab_size: int, model: str) -> bytes
     if isinstance(found, str):
         raise ConfigError(f"--vocab_size {vocab_size}: SentencePiece refused: {found}")
     return found
+
+
+def _send_trained(there: Connection, texts: list[str], kept: str, vocab_size: int, model: str) -> None:
+    there.send(_train(texts, kept, vocab_size, model))
 
 
 def _train(texts: list[str], kept: str, vocab_size: int, model: str) -> bytes | int | str:
