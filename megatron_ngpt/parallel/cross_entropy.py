@@ -43,9 +43,15 @@ class _Chunked:
         return torch.cat([_log_sum_exp(part) for part in logits_NV.split(_tokens_at_a_time(logits_NV))])
 
     def to_gradient(self, logits_NV: torch.Tensor, targets_N: torch.Tensor, log_z_N: torch.Tensor, share: float) -> None:
-        step = _tokens_at_a_time(logits_NV)
-        for logits, targets, log_z in zip(logits_NV.split(step), targets_N.split(step), log_z_N.split(step), strict=True):
-            _to_gradient(logits, targets, log_z, share)
+        if logits_NV.shape[1] == 0:
+            return
+        here, places = _places(logits_NV, targets_N)
+        parts = (logits_NV, log_z_N.unsqueeze(1), places, torch.where(here, -share, 0.0).unsqueeze(1))
+        for logits, log_z, place, minus in zip(*(part.split(_tokens_at_a_time(logits_NV)) for part in parts), strict=True):
+            soft = logits.float()  # of fp32 logits, these themselves
+            soft.sub_(log_z).exp_().mul_(share).scatter_add_(1, place, minus)
+            if soft is not logits:
+                logits.copy_(soft)
 
 
 class _Fused:
@@ -77,9 +83,14 @@ def _pick(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """The logits of the targets that are here, 0 for the others."""
     if logits_NV.shape[1] == 0:  # a rank whose rows are all padding
         return logits_NV.new_zeros(logits_NV.shape[:1], dtype=torch.float32)
+    here, places = _places(logits_NV, targets_N)
+    return torch.where(here, logits_NV.gather(1, places).squeeze(1).float(), 0)
+
+
+def _places(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether each token's target is here, [N], and where, [N, 1]; 0 for the others."""
     here = (targets_N >= 0) & (targets_N < logits_NV.shape[1])
-    picked = logits_NV.gather(1, targets_N.masked_fill(~here, 0).unsqueeze(1)).squeeze(1).float()
-    return torch.where(here, picked, 0)
+    return here, targets_N.masked_fill(~here, 0).unsqueeze(1)
 
 
 def _combine(stats: torch.Tensor, axis: Axis) -> tuple[torch.Tensor, torch.Tensor]:
