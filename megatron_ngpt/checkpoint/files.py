@@ -55,9 +55,6 @@ def publish(partial: Path, final: Path) -> None:
 
 def retire(directory: Path) -> None:
     """Remove a complete checkpoint; killed on the way, it leaves nothing that looks like one. Of a symbolic link, the link alone."""
-    if directory.is_symlink():
-        directory.unlink()
-        return
     obsolete = directory.with_name(directory.name + OBSOLETE)
     remove(obsolete)
     os.rename(directory, obsolete)

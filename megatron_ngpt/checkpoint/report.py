@@ -24,15 +24,11 @@ def list_checkpoints(directory: Path) -> Table:
     latest = _catalogue(directory).latest()
     for path in _checkpoints(directory):
         try:
-            state = read_state(path)
+            table.add_row(path.name, *_cells(read_state(path)), "complete, latest" if path.name == latest else "complete")
         except CheckpointError as error:
             table.add_row(path.name, "", "", "", "", "", str(error))
-            continue
-        size = sum(entry["bytes"] for entry in state["files"].values())
-        told = "complete, latest" if path.name == latest else "complete"
-        table.add_row(
-            path.name, str(state["step"]), f"{state['tokens']:,}", state["saved"], f"{size / 1e6:,.1f} MB", _layout(state), told
-        )
+        except (LookupError, TypeError, ValueError) as error:
+            table.add_row(path.name, "", "", "", "", "", f"damaged: {STATE} says what no run does: {error!r}")
     for path in _leftovers(directory):
         table.add_row(path.name, "", "", "", "", "", _aside(path))
     return table
@@ -95,6 +91,12 @@ def _aside(path: Path) -> str:
     if path.name.endswith(PARTIAL):
         return "unfinished"
     return "kept aside: it holds values that are not finite" if path.name.endswith(NOT_FINITE) else "put aside as damaged"
+
+
+def _cells(state: dict) -> tuple[str, str, str, str, str]:
+    """Step, tokens, time, size and layout of a checkpoint."""
+    size = sum(entry["bytes"] for entry in state["files"].values())
+    return str(state["step"]), f"{state['tokens']:,}", str(state["saved"]), f"{size / 1e6:,.1f} MB", _layout(state)
 
 
 def _layout(state: dict) -> str:

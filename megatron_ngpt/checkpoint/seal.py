@@ -22,6 +22,17 @@ FORMAT = 4
 Chunks = list[tuple[int, int, str]]  # (offset, bytes, sha256) of a file's chunks, end to end
 
 
+class State(dict):
+    """What `state.json` says. Raises DamagedError for a key that it has not: a seal proves who wrote last, not that all is there."""
+
+    def __init__(self, directory: Path, said: dict):
+        super().__init__(said)
+        self._directory = directory
+
+    def __missing__(self, key: str):
+        raise DamagedError(f"{self._directory} is damaged: {STATE} does not say its {key}")
+
+
 def seal(directory: Path, state: dict, checksums: dict[str, Chunks]) -> None:
     """Close a directory whose tensors are written: the chunks' checksums, then the state with the list of files.
 
@@ -40,12 +51,12 @@ def seal(directory: Path, state: dict, checksums: dict[str, Chunks]) -> None:
     write_text(directory / STATE, json.dumps({**closed, "sha256": _sha256_of(closed)}, indent=1))
 
 
-def read_state(directory: Path) -> dict:
+def read_state(directory: Path) -> State:
     """The state of a complete checkpoint. Reads the small files, and looks at the others' sizes.
 
     Raises:
         CheckpointError: one of another format, or the disk does not answer.
-        DamagedError: no state, or not a readable one; a file is missing, has lost or gained bytes, or has not its checksum.
+        DamagedError: no state, or not a readable one with a step; a file is missing, has lost or gained bytes, or has not its checksum.
     """
     try:
         state = read_json((directory / STATE).read_bytes())
@@ -65,6 +76,9 @@ def read_state(directory: Path) -> dict:
             _check_file(directory / name, entry)
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{directory} is damaged: the files that {STATE} lists cannot be read: {error!r}") from None
+    state = State(directory, state)
+    if type(state["step"]) is not int or type(state.get("serial", 0)) is not int:
+        raise DamagedError(f"{directory} is damaged: {STATE} says no whole number for its step or serial")
     return state
 
 

@@ -1,6 +1,7 @@
 """How the ranks of a run find each other, and what a person is told while some are missing."""
 
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from megatron_ngpt.errors import NgptError, RankError
+from megatron_ngpt.errors import ConfigError, NgptError, RankError
 
 PATIENCE = 5.0  # seconds of waiting before a person is told
 SHOWN = 8  # missing ranks that are named
@@ -26,6 +27,7 @@ def meet(rank: int, world: int, timeout: timedelta, say: Say) -> dist.Store:
 
     Raises:
         NgptError: a rank did not come in `timeout`; RankError: another process has the port, or nobody answers at the address.
+        ConfigError: who answers is another run, which has this rank already; this run's rank 0 tells why it is not there.
     """
     began, address = time.monotonic(), f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     limit = f"{_words(timeout)} at most{_how_to_run_alone()}"
@@ -34,7 +36,11 @@ def meet(rank: int, world: int, timeout: timedelta, say: Say) -> dist.Store:
         store = _store(rank, world, timeout, address)
     # Under torchrun the store outlives a failed attempt.
     store = dist.PrefixStore(f"meeting/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    store.set(str(rank), "here")
+    own = secrets.token_hex(8)
+    if _from_agent():
+        store.set(str(rank), own)
+    elif store.compare_set(str(rank), "", own) != own.encode():
+        raise ConfigError(f"MASTER_PORT = {os.environ['MASTER_PORT']}: another run, which has a rank {rank} already, answers at {address}")
     until = began + max(1.0, timeout.total_seconds())
     if rank == 0:
         _wait_for_all(store, world, until, say, f"at {address}, {limit}")
@@ -50,7 +56,7 @@ def meet(rank: int, world: int, timeout: timedelta, say: Say) -> dist.Store:
 
 
 def _store(rank: int, world: int, timeout: timedelta, address: str) -> dist.Store:
-    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    agent = _from_agent()
     host, _, port = address.rpartition(":")
     try:
         return dist.TCPStore(host, int(port), world, rank == 0 and not agent, timeout, wait_for_workers=False, multi_tenant=not agent)
@@ -61,6 +67,11 @@ def _store(rank: int, world: int, timeout: timedelta, address: str) -> dist.Stor
                 f"{int(port) + 1} (deepspeed, torchrun) or MASTER_PORT={int(port) + 1} (srun)"
             ) from error
         raise RankError(f"no answer at {address} in {_words(timeout)}: {str(error).splitlines()[0]}") from error
+
+
+def _from_agent() -> bool:
+    """Whether the store is that of torchrun's agent: its own run's alone, and the same one after a restart."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _wait_for_all(store: dist.Store, world: int, until: float, say: Say, where: str) -> None:

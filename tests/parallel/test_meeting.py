@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from megatron_ngpt.errors import NgptError, RankError
+from megatron_ngpt.errors import ConfigError, NgptError, RankError
 from megatron_ngpt.parallel import meeting
 
 SOON = timedelta(seconds=2)
@@ -80,3 +80,20 @@ def test_a_port_that_is_taken_is_one_line(port):
     assert str(caught.value) == (
         f"port {port} of 127.0.0.1 is taken by another process, perhaps another run; choose another: --master_port {port + 1} "
         f"(deepspeed, torchrun) or MASTER_PORT={port + 1} (srun)")
+
+
+def test_a_rank_whose_own_rank_0_was_refused_does_not_join_the_run_that_has_the_port(port):
+    said, timeout = [], timedelta(seconds=60)
+    other = arrive(1, 2, timeout, said)
+    store = meeting.meet(0, 2, timeout, said.append)
+    other.join(30)
+    with pytest.raises(ConfigError, match=f"MASTER_PORT = {port}: another run, which has a rank 1 already, answers at 127.0.0.1:{port}"):
+        meeting.meet(1, 2, timeout, said.append)
+    assert store
+
+
+def test_what_torchruns_agent_kept_of_a_rank_does_not_refuse_the_same_rank(port, monkeypatch):
+    """Its store outlives ranks that it starts again."""
+    agent = meeting.dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert agent and meeting.meet(0, 1, SOON, print) and meeting.meet(0, 1, SOON, print)
