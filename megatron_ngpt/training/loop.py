@@ -97,7 +97,7 @@ class Trainer:
                 self.unread.append(self.engine.step(rows, lr, measure=logs, between=self.stop.between))
             except Stopped:
                 self.step -= 1
-                self._leave()
+                self._leave(f"step {self.step + 1} was cut short, ")
                 return
             stops = self.stop.agreed()
             if logs:
@@ -119,18 +119,18 @@ class Trainer:
             raise TrainingError(f"step {self.step}: {self.broken}; the checkpoint of this step is written, and its values are finite")
         self.monitor.message(f"trained to step {self.step}; checkpoint of step {self.step} in {self.store.catalogue.directory}")
 
-    def _leave(self) -> None:
-        """Stop as asked, with a checkpoint of the last whole step."""
+    def _leave(self, cut: str = "") -> None:
+        """Stop as asked, with a checkpoint of the last whole step; `cut` says that one was not finished."""
         self._look()
         self._tell(self.store.wait())
         if self.step > self.saved:
             self._save(final=True)
             self._complete_save()
         if self.step == self.begun:
-            self.monitor.message("asked to stop: no step was complete, and there is nothing to save")
+            self.monitor.message(f"asked to stop: {cut}no step was complete, and there is nothing to save")
             return
         again = "with --checkpoint.resume=auto it continues" if self.recipe.checkpoint.resume == "never" else "the same command continues"
-        self.monitor.message(f"asked to stop: checkpoint of step {self.step} written; {again} from it")
+        self.monitor.message(f"asked to stop: {cut}checkpoint of step {self.step} written; {again} from it")
 
     def _rows(self, source, step: int) -> Rows:
         """This rank's rows of the step's global batch."""

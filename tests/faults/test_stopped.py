@@ -59,7 +59,7 @@ def test_a_stop_within_a_long_step_keeps_the_steps_before_it(corpus, tmp_path, n
     assert run.wait() == [0], run.story()
     why, again = ("Ctrl-C", "; again to stop now") if number == signal.SIGINT else (number.name, "")
     assert f"{why}: finishing step 2, then a checkpoint{again}\n" in run.console()
-    assert "checkpoint of step 1 written; the same command continues from it" in run.console()
+    assert "asked to stop: step 2 was cut short, checkpoint of step 1 written; the same command continues from it\n" in run.console()
     assert micro_batches(run) == 8
     assert checkpoints(run.output) == ["latest", "step-00000001"]
     assert list(run.output.glob("owner*")) == []

@@ -100,9 +100,9 @@ def test_the_last_whole_step_is_kept(corpus, tmp_path, at, every):
     """Within step 3, before its last micro-batch or after it."""
     recipe, options = begin(corpus, tmp_path, "--training.steps=5", f"--checkpoint.every={every}")
     [[(told, ended), (again, finished)]] = on_ranks(1, stopped, recipe, options, at, [])
-    whole = 2 if at == (3, 1) else 3
+    whole, cut = (2, "step 3 was cut short, ") if at == (3, 1) else (3, "")
     assert ended == finished == "well"
-    assert f"asked to stop: checkpoint of step {whole} written; the same command continues from it" in told
+    assert f"asked to stop: {cut}checkpoint of step {whole} written; the same command continues from it" in told
     assert f"continues from {tmp_path}/run/checkpoints/step-{whole:08d}" in again
     assert steps(tmp_path) == [1, 2, 3, 4, 5] and "step-00000005" in left(tmp_path)
 
@@ -110,7 +110,7 @@ def test_the_last_whole_step_is_kept(corpus, tmp_path, at, every):
 def test_nothing_is_promised_before_a_step_is_whole(corpus, tmp_path):
     recipe, options = begin(corpus, tmp_path, "--training.steps=2")
     [[(told, ended), _]] = on_ranks(1, stopped, recipe, options, (1, 1), [])
-    assert ended == "well" and "asked to stop: no step was complete, and there is nothing to save" in told
+    assert ended == "well" and "asked to stop: step 1 was cut short, no step was complete, and there is nothing to save" in told
 
 
 def test_under_never_the_stop_says_what_to_type(corpus, tmp_path):
