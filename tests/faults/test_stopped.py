@@ -88,7 +88,7 @@ def files(output: Path) -> list[str]:
 def test_a_second_start_is_refused_and_the_first_goes_on(corpus, tmp_path):
     arguments = [str(corpus / "recipe.yaml"), *options(zero(2) | ENDLESS)]
     first = Run(2, arguments, tmp_path / "run")
-    wait_for_step(first, 1)
+    wait_for_step(first, 2)
     recipe = first.output / "recipe.yaml"
     there, written = files(first.output), recipe.stat().st_mtime_ns
     second = Run(2, arguments, tmp_path / "run")
@@ -97,6 +97,7 @@ def test_a_second_start_is_refused_and_the_first_goes_on(corpus, tmp_path):
     assert len(told) == 1 and f"in use by process {first.processes[0].pid} on " in told[0] and ", started 20" in told[0]
     assert files(first.output) == there and recipe.stat().st_mtime_ns == written
     first.kill()
+    (first.output / "metrics.jsonl").unlink()
     third = Run(2, arguments, tmp_path / "run")
     wait_for_step(third, 3)
     os.kill(third.processes[0].pid, signal.SIGTERM)
