@@ -169,7 +169,11 @@ class Training(Section):
     eval_batches: Positive = Field(10, description="global batches an evaluation reads from each validation dataset")
     log_every: Positive = Field(1, description="steps between lines of metrics.jsonl")
     output: Text = Field(description="run directory")
-    recompute: Literal["none", "full"] = Field("none", description="full: keep only each block's input and recompute the rest")
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none", description="selective: recompute what lies between products and attention; full: keep only each block's input"
+    )
+    ffn_chunks: Positive = Field(1, description="parts of the sequence that go through the feed-forward one by one, recomputed; 1 = whole")
+    offload_activations: bool = Field(False, description="keep the blocks' inputs in host memory (with recompute: full)")
     compile: bool = Field(False, description="compile each block with torch.compile")
 
 

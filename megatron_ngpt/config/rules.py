@@ -120,6 +120,15 @@ def _schedule(recipe: Recipe) -> Iterator[str]:
 
 def _run(recipe: Recipe) -> Iterator[str]:
     """Keys of the run that contradict each other."""
+    training = recipe.training
+    if training.offload_activations and training.recompute != "full":
+        yield (
+            f"training.offload_activations = true: what goes to host memory is what training.recompute: full keeps, and it is "
+            f"{training.recompute}; choose full, or offload_activations: false"
+        )
+    held = recipe.model.context // max(1, recipe.parallel.context)
+    if training.ffn_chunks > held:
+        yield f"training.ffn_chunks = {training.ffn_chunks}: a rank has {held} tokens of each sample; choose at most that many"
     if recipe.training.eval_every and not recipe.data.valid:
         yield f"training.eval_every = {recipe.training.eval_every}: data.valid is empty; add a dataset there or choose 0"
     if recipe.checkpoint.initial and recipe.checkpoint.resume not in ("auto", "never"):

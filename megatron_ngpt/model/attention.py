@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from megatron_ngpt.model.blueprint import Blueprint
+from megatron_ngpt.model.recompute import selectively
 from megatron_ngpt.model.rotary import rotate, score_factor
 from megatron_ngpt.model.scales import effective
 from megatron_ngpt.model.window import Window
@@ -32,6 +33,7 @@ class Attention(nn.Module):
         super().__init__()
         model, axis = blueprint.model, blueprint.grid.tensor
         record = blueprint.parameters
+        self.blueprint = blueprint
         self.axis, self.sequence, self.context = axis, blueprint.sequence, blueprint.grid.context
         self.ring = self.context.size > 1 and blueprint.context_kind == "ring"
         self.heads, self.groups, self.head_size = model.heads // axis.size, model.groups // axis.size, model.head_size
@@ -87,9 +89,13 @@ class NormalizedAttention(Attention):
     def position(self, q_BTHK, k_BTGK, cos, sin) -> tuple[torch.Tensor, torch.Tensor]:
         """s_qk² ∘ Norm(rope(q)) and Norm(rope(k))."""
         squared_HK = effective(self.qk_scale).square().repeat_interleave(self.heads // self.groups, 0)
-        q = rotate(q_BTHK, cos, sin) * inverse_norm(q_BTHK) * squared_HK
-        k = rotate(k_BTGK, cos, sin) * inverse_norm(k_BTGK)
-        return q.to(q_BTHK.dtype), k.to(k_BTGK.dtype)
+        return selectively(self.blueprint, _on_sphere, q_BTHK, k_BTGK, cos, sin, squared_HK)
+
+
+def _on_sphere(q_BTHK, k_BTGK, cos, sin, squared_HK) -> tuple[torch.Tensor, torch.Tensor]:
+    q = rotate(q_BTHK, cos, sin) * inverse_norm(q_BTHK) * squared_HK
+    k = rotate(k_BTGK, cos, sin) * inverse_norm(k_BTGK)
+    return q.to(q_BTHK.dtype), k.to(k_BTGK.dtype)
 
 
 def causal_attention(q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor, scale: float) -> torch.Tensor:

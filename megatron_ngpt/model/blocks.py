@@ -1,13 +1,16 @@
 """The two kinds of block: nGPT's, two steps of an optimiser on the sphere, and the baseline's, two residual additions."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.graph import save_on_cpu
 
 from megatron_ngpt.model.attention import Attention, NormalizedAttention, Past
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.feed_forward import FeedForward, NormalizedFeedForward
+from megatron_ngpt.model.recompute import recomputed, selectively
 from megatron_ngpt.model.scales import effective
 from megatron_ngpt.model.window import Window
 from megatron_ngpt.parallel.placement import parameter
@@ -31,7 +34,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, h_BTD: torch.Tensor) -> torch.Tensor:
         weight = shared_by_ranks(self.weight, self.blueprint)
-        return F.rms_norm(h_BTD.float(), h_BTD.shape[-1:], weight.float(), self.blueprint.model.norm_eps)
+        return selectively(self.blueprint, self._norm, h_BTD, weight.float())
+
+    def _norm(self, h_BTD: torch.Tensor, weight_D: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(h_BTD.float(), h_BTD.shape[-1:], weight_D, self.blueprint.model.norm_eps)
 
 
 class Block(nn.Module):
@@ -46,9 +52,10 @@ class Block(nn.Module):
 
     def forward(self, h_BTD: torch.Tensor, window: Window) -> torch.Tensor:
         """One block on h [B, T, D], or on this rank's slice of the sequence."""
-        if self.blueprint.recompute and torch.is_grad_enabled():
-            return checkpoint(self._run, h_BTD, window, use_reentrant=False, preserve_rng_state=False)
-        return self._run(h_BTD, window)
+        if self.blueprint.recompute != "full" or not torch.is_grad_enabled():
+            return self._run(h_BTD, window)
+        with save_on_cpu(pin_memory=h_BTD.is_cuda) if self.blueprint.offload else nullcontext():
+            return recomputed(self._run, h_BTD, window)
 
 
 class NormalizedBlock(Block):
@@ -62,10 +69,12 @@ class NormalizedBlock(Block):
 
     def step(self, h_BTD: torch.Tensor, window: Window, past: Past | None = None) -> torch.Tensor:
         """One block on h [B, T, D], which is on the sphere before and after."""
-        dtype = self.blueprint.residual_dtype
-        attended = unit(self.self_attn(h_BTD, window, past))
-        h_BTD = self.move(h_BTD, attended, self._rates(self.self_attn.alpha)).to(dtype)
-        return self.move(h_BTD, unit(self.mlp(h_BTD)), self._rates(self.mlp.alpha)).to(dtype)
+        attended = self.self_attn(h_BTD, window, past)
+        h_BTD = selectively(self.blueprint, self._moved, h_BTD, attended, self._rates(self.self_attn.alpha))
+        return selectively(self.blueprint, self._moved, h_BTD, self.mlp(h_BTD), self._rates(self.mlp.alpha))
+
+    def _moved(self, h_BTD: torch.Tensor, target_BTD: torch.Tensor, rates_D: torch.Tensor) -> torch.Tensor:
+        return self.move(h_BTD, unit(target_BTD), rates_D).to(self.blueprint.residual_dtype)
 
     def _rates(self, alpha: nn.Parameter) -> torch.Tensor:
         return shared_by_ranks(effective(alpha), self.blueprint)

@@ -20,7 +20,9 @@ class Blueprint:
         sequence: activations between blocks are split along the sequence over the tensor ranks.
         context_kind: how attention spans context ranks: `ulysses` or `ring`.
         mask_documents: layers get, and pass on, each token's document.
-        recompute: keep only each block's input, recompute the block in backward.
+        recompute: `full` keeps only each block's input, `selective` what pointwise passes read; backward computes the rest.
+        ffn_chunks: parts of the sequence that go through the feed-forward one after another.
+        offload: what `full` keeps lies in host memory.
         compile: compile each block, the head and the loss.
     """
 
@@ -30,7 +32,9 @@ class Blueprint:
     sequence: bool = False
     context_kind: str = "ulysses"
     mask_documents: bool = False
-    recompute: bool = False
+    recompute: str = "none"
+    ffn_chunks: int = 1
+    offload: bool = False
     compile: bool = False
 
     @property

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from megatron_ngpt.model.blueprint import Blueprint
+from megatron_ngpt.model.recompute import recomputed, selectively
 from megatron_ngpt.model.scales import effective
 from megatron_ngpt.parallel.linear import ColumnParallelLinear, RowParallelLinear, enter_region, leave_region
 from megatron_ngpt.parallel.placement import parameter
@@ -18,6 +19,7 @@ class FeedForward(nn.Module):
     def __init__(self, blueprint: Blueprint, name: str):
         super().__init__()
         record, axis = blueprint.parameters, blueprint.grid.tensor
+        self.blueprint, self.chunks = blueprint, blueprint.ffn_chunks
         self.axis, self.sequence = axis, blueprint.sequence
         self.up_proj = ColumnParallelLinear(record[f"{name}.up_proj.weight"], axis)
         self.gate_proj = ColumnParallelLinear(record[f"{name}.gate_proj.weight"], axis)
@@ -27,12 +29,24 @@ class FeedForward(nn.Module):
         """The feed-forward's output [B, T, D]."""
         x_BTD = enter_region(h_BTD.to(self.up_proj.weight.dtype), self.axis, self.sequence)
         up_scale, gate_scale = self.scales()
+        if self.chunks == 1:
+            y_BTD = self._hidden(x_BTD, up_scale, gate_scale)
+        else:
+            run = recomputed if torch.is_grad_enabled() else (lambda function, *inputs: function(*inputs))
+            y_BTD = torch.cat([run(self._hidden, x, up_scale, gate_scale) for x in x_BTD.chunk(self.chunks, 1)], 1)
+        return leave_region(y_BTD, self.axis, self.sequence)
+
+    def _hidden(self, x_BTD: torch.Tensor, up_scale: torch.Tensor | None, gate_scale: torch.Tensor | None) -> torch.Tensor:
         u_BTF, g_BTF = self.up_proj(x_BTD, up_scale), self.gate_proj(x_BTD, gate_scale)
-        return leave_region(self.down_proj(u_BTF * F.silu(g_BTF)), self.axis, self.sequence)
+        return self.down_proj(selectively(self.blueprint, _gated, u_BTF, g_BTF))
 
     def scales(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """What u and g are multiplied by, [F] each."""
         return None, None
+
+
+def _gated(u_BTF: torch.Tensor, g_BTF: torch.Tensor) -> torch.Tensor:
+    return u_BTF * F.silu(g_BTF)
 
 
 class NormalizedFeedForward(FeedForward):

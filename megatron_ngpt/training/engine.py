@@ -55,7 +55,9 @@ class Engine:
             sequence=recipe.parallel.sequence and grid.tensor.size > 1,
             context_kind=recipe.parallel.context_kind,
             mask_documents=recipe.data.document_boundaries == "mask",
-            recompute=recipe.training.recompute == "full",
+            recompute=recipe.training.recompute,
+            ffn_chunks=recipe.training.ffn_chunks,
+            offload=recipe.training.offload_activations,
             compile=recipe.training.compile,
         )
         module = build_module(self.blueprint, engine_config)

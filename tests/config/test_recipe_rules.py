@@ -37,6 +37,9 @@ def test_what_fits_passes(recipe, overrides, world):
 
 
 @pytest.mark.parametrize(("overrides", "world", "said"), [
+    (["--training.offload_activations=true"], 1, "training.offload_activations = true: what goes to host memory"),
+    (["--training.offload_activations=true", "--training.recompute=selective"], 1, "training.offload_activations = true: what goes"),
+    (["--training.ffn_chunks=33"], 1, "training.ffn_chunks = 33: a rank has 32 tokens of each sample"),
     (["--model.heads=3"], 1, "model.heads = 3: must divide model.hidden = 64; choose 2 or 4"),
     (["--model.hidden=36", "--model.heads=4"], 1, "model.heads = 4: a head of 9 is odd"),
     (["--model.kv_heads=3"], 1, "model.kv_heads = 3: must divide model.heads = 4; choose 2 or 4"),

@@ -27,7 +27,7 @@ from tests.on_ranks import on_ranks
 BATCH, LENGTH, LAYERS = 2, 16, 3
 
 
-def model_on_ranks(sequence: bool = False, recompute: bool = False, arch: str = "ngpt", shard: str = "vocab") -> Decoder:
+def model_on_ranks(sequence: bool = False, recompute: str = "none", arch: str = "ngpt", shard: str = "vocab") -> Decoder:
     """A small model over as many tensor ranks as there are, of arbitrary weights."""
     model = Model(arch=arch, embedding_shard=shard, **{**SHAPE, "layers": LAYERS})
     module = Decoder(Blueprint(model, VOCABULARY, make_grid(tensor=dist.get_world_size()), sequence, recompute=recompute))
@@ -41,7 +41,7 @@ def model_on_ranks(sequence: bool = False, recompute: bool = False, arch: str = 
 
 def bytes_kept_between_blocks(sequence: bool) -> tuple[int, int]:
     """Bytes that all blocks together save for backward: of the residual stream, and of all else."""
-    module = model_on_ranks(sequence, recompute=True)
+    module = model_on_ranks(sequence, recompute="full")
     kept = []
     h = module.layers[0](tokens(BATCH, LENGTH))
     whole = window.window_of(module.blueprint, LENGTH, None, module)
@@ -63,7 +63,7 @@ def test_sequence_parallelism_divides_what_is_kept_between_blocks(ranks):
             assert found == stream and rest <= table
 
 
-def loss_with_documents(recompute: bool) -> torch.Tensor:
+def loss_with_documents(recompute: str) -> torch.Tensor:
     module = trained(blueprint(options={"mask_documents": True, "recompute": recompute}, layers=LAYERS))
     return module((tokens(BATCH, LENGTH), torch.arange(LENGTH).expand(BATCH, LENGTH) // 5)).square().mean()
 
@@ -71,7 +71,7 @@ def loss_with_documents(recompute: bool) -> torch.Tensor:
 def test_positions_of_documents_are_kept_once_for_all_blocks_and_no_mask_at_all():
     kept, sizes = [], {"mask": BATCH * LENGTH**2, "angles": BATCH * LENGTH * SHAPE["hidden"] // SHAPE["heads"]}
     with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        loss_with_documents(recompute=False)
+        loss_with_documents(recompute="none")
     for what, count in (("mask", 0), ("angles", 2)):  # cosines and sines
         found = {t.untyped_storage().data_ptr() for t in kept if t.untyped_storage().nbytes() == 4 * sizes[what] and not t.requires_grad}
         assert len(found) == count, what

@@ -26,10 +26,10 @@ V = 512
 SHAPE = {"layers": 3, "hidden": 96, "heads": 4, "ffn": 160, "context": 128}
 
 
-def recipe_of(json: str = "ds_configs/zero0.json", micro_batch: int = 2, recompute: str = "none", **model) -> Recipe:
+def recipe_of(json: str = "ds_configs/zero0.json", micro_batch: int = 2, recompute: str = "none", ffn_chunks: int = 1, **model) -> Recipe:
     return Recipe(
         model=Model(**SHAPE | model), data=Data(tokenizer="none", train=[Dataset(prefix="none")]), deepspeed=str(REPOSITORY / json),
-        training=Training(output="none", global_batch=2 * micro_batch, micro_batch=micro_batch, recompute=recompute),
+        training=Training(output="none", global_batch=2 * micro_batch, micro_batch=micro_batch, recompute=recompute, ffn_chunks=ffn_chunks),
     )  # fmt: skip
 
 
@@ -41,11 +41,12 @@ def recipe_of(json: str = "ds_configs/zero0.json", micro_batch: int = 2, recompu
     {"residual_dtype": "bfloat16"}, {"arch": "gpt", "residual_dtype": "bfloat16"},
 ])  # fmt: skip
 @pytest.mark.parametrize("bf16", [False, True])
-def test_a_block_keeps_what_is_stated(keys, bf16):
+@pytest.mark.parametrize("kept", [{}, {"recompute": "selective"}, {"ffn_chunks": 4}, {"recompute": "selective", "ffn_chunks": 4}], ids=str)
+def test_a_block_keeps_what_is_stated(keys, bf16, kept):
     if keys.get("residual_dtype") and not bf16:
         pytest.skip("a residual stream of bf16 beside weights of fp32 is nobody's choice")
-    recipe = recipe_of(**keys)
-    module = Decoder(Blueprint(recipe.model, V)).to(torch.bfloat16 if bf16 else torch.float32)
+    recipe = recipe_of(**keys, **kept)
+    module = Decoder(Blueprint(recipe.model, V, **kept)).to(torch.bfloat16 if bf16 else torch.float32)
     weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     tokens = torch.zeros(2, SHAPE["context"], dtype=torch.int64)
     window = window_of(module.blueprint, SHAPE["context"], None, module)
@@ -65,6 +66,8 @@ LARGE = {  # each with a component that outweighs the others
     "activations": {"micro_batch": 8, "layers": 8, "hidden": 128, "ffn": 512, "context": 128},
     "state": {"micro_batch": 1, "layers": 8, "hidden": 256, "ffn": 1024, "context": 32},
     "recompute": {"micro_batch": 16, "layers": 8, "hidden": 128, "ffn": 512, "context": 128, "recompute": "full"},
+    "selective": {"micro_batch": 8, "layers": 8, "hidden": 128, "ffn": 512, "context": 128, "recompute": "selective"},
+    "chunks": {"micro_batch": 8, "layers": 8, "hidden": 128, "ffn": 512, "context": 128, "ffn_chunks": 4},
     "gpt": {"micro_batch": 8, "layers": 8, "hidden": 128, "ffn": 512, "context": 128, "arch": "gpt"},
 }
 

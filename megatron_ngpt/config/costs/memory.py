@@ -72,14 +72,16 @@ def _buffers(share: Share, left_by_activations: int) -> int:
 
 def _activations(share: Share) -> int:
     """Bytes that the stage's layers keep from forward to backward. A stage holds as many micro-batches as there are stages from it to the
-    last one. Recomputation keeps each block's input alone, and one block whole while it runs backward."""
-    block = block_bytes(share)
-    if share.recipe.training.recompute == "full":
+    last one. Full recomputation keeps each block's input alone, in host memory if asked, and one block whole while it runs backward.
+    Where the feed-forward runs in chunks, one of them is there whole."""
+    training, block = share.recipe.training, block_bytes(share)
+    chunk = _hidden_bytes(share) // training.ffn_chunks if training.ffn_chunks > 1 else 0
+    if training.recompute == "full":
         model = share.recipe.model
         kept = share.blocks * model.hidden * share.residual_width // (share.tensor if share.sequence else 1)
-        blocks, extra = kept, block
+        blocks, extra = 0 if training.offload_activations else kept, block + chunk
     else:
-        blocks, extra = share.blocks * block, 0
+        blocks, extra = share.blocks * block, chunk
     in_flight = min(share.stages - share.stage, share.micro_batches)
     return share.tokens * (in_flight * (blocks + share.has_head * _head_bytes(share) + share.has_embedding * 8) + extra)
 
@@ -92,8 +94,13 @@ def block_bytes(share: Share) -> int:
       normalised, its distance from h and their sum before it is normalised (slerp: nine); for the baseline, each norm's input and result.
     * Queries, keys, values and the attention's result in the weights' dtype, split over the tensor ranks; for nGPT in fp32 too, three
       times the queries and twice the keys, as normalising and scaling them needs, with their norms; the softmax's sum a head.
-    * u, g, silu(g) and their product.
+    * u, g, silu(g) and their product; none of them where the feed-forward runs in chunks.
+
+    Selective recomputation keeps what the pointwise passes read: the residual stream before each, and what a part put out, in the weights'
+    dtype; for nGPT queries and keys as they were before; u, g and their product.
     """
+    if share.recipe.training.recompute == "selective":
+        return _selective_bytes(share)
     model, width = share.recipe.model, share.width
     ngpt = model.arch == "ngpt"
     queries, keys = model.heads * model.head_size, model.groups * model.head_size
@@ -105,7 +112,26 @@ def block_bytes(share: Share) -> int:
     heads = width * (2 * queries + 2 * keys) + _FP32 * model.heads
     if ngpt:
         heads += _FP32 * (3 * queries + 2 * keys + 2 * (model.heads + model.groups))
-    return 2 * width * model.hidden + stream + (heads + 4 * width * model.ffn_size) // share.tensor
+    return 2 * width * model.hidden + stream + heads // share.tensor + _kept_hidden(share)
+
+
+def _selective_bytes(share: Share) -> int:
+    model, width, ngpt = share.recipe.model, share.width, share.recipe.model.arch == "ngpt"
+    queries, keys = model.heads * model.head_size, model.groups * model.head_size
+    alias = ngpt and width == share.residual_width and not share.sequence  # then a product reads the stream itself
+    stream = model.hidden * (2 * (not alias) * share.residual_width + 2 * ngpt * width) // (share.tensor if share.sequence else 1)
+    heads = width * (2 * queries + 2 * keys + ngpt * (queries + keys)) + _FP32 * model.heads
+    return 2 * width * model.hidden + stream + heads // share.tensor + _kept_hidden(share)
+
+
+def _kept_hidden(share: Share) -> int:
+    return 0 if share.recipe.training.ffn_chunks > 1 else _hidden_bytes(share)
+
+
+def _hidden_bytes(share: Share) -> int:
+    """What the feed-forward keeps of its hidden vectors, bytes a token."""
+    kept = 3 if share.recipe.training.recompute == "selective" else 4
+    return kept * share.width * share.recipe.model.ffn_size // share.tensor
 
 
 def _logits(share: Share) -> int:

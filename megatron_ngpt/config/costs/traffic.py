@@ -101,7 +101,7 @@ class _Attentions(NamedTuple):
 
 def _attentions(share: Share) -> _Attentions:
     once = share.micro_batches * share.blocks
-    return _Attentions(once * (1 if share.recipe.training.recompute == "none" else 2), once)
+    return _Attentions(once * (2 if share.recipe.training.recompute == "full" else 1), once)
 
 
 def copies(groups: int, ranks: int) -> int:
@@ -112,7 +112,7 @@ def copies(groups: int, ranks: int) -> int:
 def _repeated(share: Share) -> tuple[int, int]:
     """How often a recomputed block leaves and enters regions once more: in all its parts, but for the baseline's last sum, of which
     backward needs nothing."""
-    if share.recipe.training.recompute == "none":
+    if share.recipe.training.recompute != "full":
         return 0, 0
     return share.blocks * (2 if share.recipe.model.arch == "ngpt" else 1), share.blocks * 2
 
