@@ -71,6 +71,7 @@ def test_bf16_follows_fp32_in_every_layout(corpus, tmp_path):
         found[name] = strays(losses(ranks, keys, corpus, output))
         assert max(line["max_norm_error"] for line in metrics(output)) <= 1e-6
         check_replicas(output)
+    print("strays over that of one rank:", {name: round(1.5 * stray / allowed, 2) for name, stray in found.items()})
     assert {name: stray for name, stray in found.items() if stray > allowed} == {}, (allowed, found)
 
 

@@ -38,6 +38,9 @@ ROWS = [  # one row at least of every variant, and of every way to cut
     "tangent: data 3, ZeRO-3, all cut",
     "masked blend: pipeline 2 × tensor 2",
     "narrow keys and values: data 6, ZeRO-3, all cut (a row on three ranks)",
+    "context 3 × data 2, ring, ZeRO-3, all cut",
+    "two key/value heads: context 4, ulysses",
+    "masked blend: context 4, ring",
     "gpt: tensor 2 × data 2, hidden-sharded, ZeRO-2",
 ]
 TESTS = ["distributed/test_resume.py", "distributed/test_bf16.py", "faults/test_interrupted.py"]
