@@ -37,24 +37,20 @@ class Head(nn.Module):
         self.weight = parameter(blueprint.parameters["lm_head.weight"], self.axis)
         first, self.entries = local_vocabulary(blueprint)
         self._product = torch.compile(product) if blueprint.compile else product
-        self._losses = VocabularyHead(self.axis, first, self.weight.placement.local[0], blueprint.compile)
+        self.losses = VocabularyHead(self.axis, first, self.weight.placement.local[0], blueprint.compile)
 
     def forward(self, h_BTD: torch.Tensor, targets_BT: torch.Tensor | None = None) -> torch.Tensor:
         """The logits [B, T, V] in the weight's dtype; with targets the mean loss a token, nats, an fp32 scalar."""
         x_BTD = self.enter(h_BTD)
-        return self._product(x_BTD, *self._matrix()) if targets_BT is None else self.loss(x_BTD, targets_BT)
+        return self._product(x_BTD, *self.matrix()) if targets_BT is None else self.losses.mean_loss(x_BTD, *self.matrix(), targets_BT)
 
     def enter(self, h_BTD: torch.Tensor) -> torch.Tensor:
         """What the head's matrix reads on every tensor rank, [B, T, D]."""
         return enter_region(self.normed(h_BTD).to(self.weight.dtype), self.axis, self.blueprint.sequence)
 
-    def loss(self, x_BTD: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        """The mean loss a token of what `enter` returned."""
-        return self._losses.mean_loss(x_BTD, *self._matrix(), targets_BT)
-
     def token_losses(self, h_BTD: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         """Each token's loss, nats, fp32 [B, T]; without gradients."""
-        return self._losses.token_losses(self.enter(h_BTD), *self._matrix(), targets_BT)
+        return self.losses.token_losses(self.enter(h_BTD), *self.matrix(), targets_BT)
 
     def normed(self, h_BTD: torch.Tensor) -> torch.Tensor:
         """h as the head's matrix reads it."""
@@ -64,7 +60,7 @@ class Head(nn.Module):
         """What the logits are multiplied by, fp32 [V]; None: 1."""
         return None
 
-    def _matrix(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def matrix(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight and scale of the real entries; a slice's gradient would be filled up with zeros, so none where all are real."""
         scale_V = self.scale()
         if self.entries == self.weight.placement.local[0]:

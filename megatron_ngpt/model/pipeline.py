@@ -27,7 +27,7 @@ class DecoderPipeline(PipelineModule):
         )
 
     def forward(self, state):
-        """What this stage hands on, or what its head's matrix reads, from the tokens [B, T] or what the stage before handed on,
+        """What this stage hands on, or what the loss is made of, from the tokens [B, T] or what the stage before handed on,
         h [B, T, D]; with masked documents, both are beside the documents. Overrides `PipelineModule`, whose layers know nothing of each
         other."""
         blueprint, masked = self._blueprint, self._blueprint.mask_documents
@@ -37,14 +37,26 @@ class DecoderPipeline(PipelineModule):
         window = window_of(blueprint, blueprint.model.context // blueprint.grid.context.size, documents_BT, self)
         x = run_layers(body if head else self.forward_funcs, x, window)
         if head:
-            return head.enter(x)
+            return _for_loss(head, x)
         return (x, documents_BT) if masked else x
 
-    def _loss(self, x_BTD: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    def _loss(self, outputs: tuple[torch.Tensor, ...], targets_BT: torch.Tensor) -> torch.Tensor:
         """The mean loss a token, nats, from what `forward` of the last stage returned."""
-        return self.forward_funcs[-1].loss(x_BTD, targets_BT)
+        x_BTD, weight_VD, *scale_V = outputs
+        return self.forward_funcs[-1].losses.mean_loss(x_BTD, weight_VD, scale_V[0] if scale_V else None, targets_BT)
 
     def _partition_layers(self, method: str = "") -> None:
         """Overrides `PipelineModule`, which counts parameters and would give the embedding a stage of its own."""
         self.parts = self._bounds
         self._set_bounds(start=self.parts[self.stage_id], stop=self.parts[self.stage_id + 1])
+
+
+def _for_loss(head: Head, h_BTD: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What the head's matrix reads, the matrix, and its scale if it has one.
+
+    All that the loss needs goes through the stage's outputs: when their gradients come, and no sooner, DeepSpeed clears those that its bf16
+    optimiser has added up already.
+    """
+    weight_VD, scale_V = head.matrix()
+    outputs = head.enter(h_BTD), weight_VD.view_as(weight_VD)
+    return outputs if scale_V is None else (*outputs, scale_V)
