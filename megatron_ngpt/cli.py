@@ -10,6 +10,7 @@ import typer
 
 import megatron_ngpt
 from megatron_ngpt.arguments import LARGEST_COUNT, LARGEST_SEED, finite, require_text, usage_line
+from megatron_ngpt.checkpoint.commands import checkpoint
 from megatron_ngpt.config.place import read_place
 from megatron_ngpt.config.reference import help_text
 from megatron_ngpt.console import Commands, show_anything, unknown_character
@@ -22,9 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-checkpoint = typer.Typer(cls=Commands, help="Look at the checkpoints of a run, and prove that they are whole.", rich_markup_mode=None)
 app.add_typer(checkpoint, name="checkpoint")
-CHECKPOINTS = typer.Argument(metavar="DIR", help="a run directory or one of its checkpoints")
 MODEL = typer.Argument(metavar="MODEL", help="a run directory (its newest checkpoint), a checkpoint or an exported directory")
 TENSOR = typer.Option(min=1, max=LARGEST_COUNT, help="ranks that share every layer")
 PIPELINE = typer.Option(min=1, max=LARGEST_COUNT, help="stages that the layers are divided over")
@@ -198,29 +197,6 @@ def harness(
     from megatron_ngpt.inference.harness import run
 
     run(model, tasks, include_path, limit, batch_size, output, tensor, pipeline)
-
-
-@checkpoint.callback(invoke_without_command=True)
-def _checkpoint(context: typer.Context) -> None:
-    """Look at the checkpoints of a run, and prove that they are whole."""
-    if context.invoked_subcommand is None:
-        print(context.get_help())
-
-
-@checkpoint.command("list")
-def list_checkpoints(directory: Annotated[Path, CHECKPOINTS]) -> None:
-    """Print a table: step, tokens, time, size, the layout that wrote it, and whether every file is there."""
-    from megatron_ngpt.checkpoint.report import list_checkpoints, print_table
-
-    print_table(list_checkpoints(directory))
-
-
-@checkpoint.command("verify")
-def verify_checkpoints(directory: Annotated[Path, CHECKPOINTS]) -> None:
-    """Read every byte and compare it with the checksums that were written; exit status 1 and a line for each damaged file."""
-    from megatron_ngpt.checkpoint.report import verify_checkpoints
-
-    print("\n".join(verify_checkpoints(directory)))
 
 
 def main() -> int:
