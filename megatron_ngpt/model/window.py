@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from megatron_ngpt.model.blueprint import Blueprint
@@ -32,14 +33,14 @@ def window_of(blueprint: Blueprint, length: int, documents_BT: torch.Tensor | No
     """
     device, axis = next(module.parameters()).device, blueprint.grid.context
     cos, sin = rotation_table(length * axis.size, blueprint.model, device)
-    held = held_positions(blueprint, length * axis.size)
+    held = torch.from_numpy(held_positions(blueprint, length * axis.size))
     if documents_BT is None:
         return Window(cos, sin) if axis.size == 1 else Window(cos[held], sin[held])
     positions_BT = document_positions(documents_BT)[:, held].to(device)
     return Window(cos[positions_BT], sin[positions_BT], Documents([document_runs(row) for row in documents_BT.tolist()], device))
 
 
-def held_positions(blueprint: Blueprint, context: int) -> torch.Tensor:
+def held_positions(blueprint: Blueprint, context: int) -> np.ndarray:
     """The positions of a sequence of `context` tokens that this context rank holds, in the order it holds them, int64 [T]."""
     axis = blueprint.grid.context
-    return torch.cat([torch.arange(*run) for run in held_runs(context, axis.size, axis.rank, blueprint.context_kind)])
+    return np.concatenate([np.arange(*run) for run in held_runs(context, axis.size, axis.rank, blueprint.context_kind)])

@@ -135,7 +135,7 @@ class Engine:
 
     def _micro_batches(self, rows: Rows) -> Iterator[Batch]:
         size = self.recipe.training.micro_batch
-        held, documents = held_positions(self.blueprint, rows.tokens.shape[1] - 1).numpy(), None
+        held, documents = held_positions(self.blueprint, rows.tokens.shape[1] - 1), None
         read, predicted = (self._on_device(rows.tokens[:, places]) for places in (held, held + 1))
         if self.blueprint.mask_documents:  # looked at on the host, unless they go from stage to stage
             documents = torch.from_numpy(rows.documents[:, :-1]).long()

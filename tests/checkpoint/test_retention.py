@@ -8,9 +8,8 @@ import shutil
 import pytest
 
 from megatron_ngpt.checkpoint import catalogue, dcp, saver, storage, store
-from megatron_ngpt.checkpoint.report import list_checkpoints, verify_checkpoints
+from megatron_ngpt.checkpoint.report import verify_checkpoints
 from megatron_ngpt.checkpoint.saver import save
-from megatron_ngpt.checkpoint.seal import read_state, seal
 from megatron_ngpt.checkpoint.store import CheckpointStore
 from megatron_ngpt.errors import CheckpointError, DamagedError, NotFiniteError
 from tests.checkpoint.layouts import Layout, build, fill
@@ -213,39 +212,6 @@ def test_one_that_is_there_is_named_by_who_reads_it(run, monkeypatch):
         verify_checkpoints(run[0].catalogue.directory.parent)
     assert f"{path}: good" in str(error.value) and "weights/lm_head.weight that are not finite" in str(error.value)
     assert catalogue.from_checkpoint(run[0].catalogue.directory.parent, "MODEL", lambda p: dcp.load(p, shards)["step"]) == 1
-
-
-RECIPE = {"parallel": {"tensor": 1, "pipeline": 1}, "deepspeed": "zero0"}
-WHOLE = {"step": 1, "tokens": 10, "saved": "today", "recipe": RECIPE}
-
-
-@pytest.mark.parametrize(
-    ("changed", "told"),
-    [
-        ({}, "complete"),
-        ({"tokens": None}, "does not say its tokens"),
-        ({"saved": None}, "does not say its saved"),
-        ({"recipe": None}, "does not say its recipe"),
-        ({"step": None}, "does not say its step"),
-        ({"step": "one"}, "no whole number for its step"),
-        ({"serial": []}, "no whole number for its step or serial"),
-        ({"tokens": "many"}, "damaged: state.json says what no run does"),
-        ({"recipe": {}}, "damaged: state.json says what no run does"),
-    ],
-)
-def test_a_sealed_state_without_what_a_reader_needs_is_told_and_ends_no_table(tmp_path, changed, told):
-    """None stands for a key that is not there."""
-    path = tmp_path / "checkpoints" / "step-00000001"
-    path.mkdir(parents=True)
-    seal(path, {key: value for key, value in (WHOLE | changed).items() if value is not None}, {})
-    [row] = list_checkpoints(tmp_path).columns[-1].cells
-    assert told in row
-
-
-def test_every_reader_of_a_state_names_what_it_does_not_say(tmp_path):
-    seal(tmp_path, {"step": 1}, {})
-    with pytest.raises(DamagedError, match=r"state\.json does not say its vocabulary"):
-        read_state(tmp_path)["vocabulary"]
 
 
 def test_nothing_is_written_or_removed_where_the_check_refuses(tmp_path):

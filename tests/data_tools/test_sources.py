@@ -2,24 +2,21 @@
 
 import bz2
 import gzip
-import io
 import json
 import lzma
 import os
 import pickle
 import subprocess
 import sys
-import tarfile
 import threading
-import zipfile
 from contextlib import suppress
 
-import numpy as np
 import pyarrow
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
 import zstandard
+from packed import LINES, TEXTS, archive, array, arrow
 from test_preprocess import documents_of, expected, json_lines
 
 from data_tools import pipes, sources
@@ -27,36 +24,8 @@ from data_tools.chunks import content
 from data_tools.sources import recognise
 from megatron_ngpt.errors import ConfigError
 
-TEXTS = ["one", "two  lines\n", "漢字"]
-LINES = json_lines(TEXTS)
 PLAIN = "some text\nof two lines, with é\n".encode()
 PRETTY = json.dumps({"text": "x", "more": {"id": [1, 2]}}, indent=2).encode()
-
-
-def archive(kind) -> bytes:
-    into = io.BytesIO()
-    if kind == "zip":
-        with zipfile.ZipFile(into, "w") as file:
-            file.writestr("a.jsonl", LINES)
-    else:
-        with tarfile.open(fileobj=into, mode="w") as file:
-            entry = tarfile.TarInfo("a.jsonl")
-            entry.size = len(LINES)
-            file.addfile(entry, io.BytesIO(LINES))
-    return into.getvalue()
-
-
-def arrow(write) -> bytes:
-    into = io.BytesIO()
-    write(pyarrow.table({"text": TEXTS}), into)
-    return into.getvalue()
-
-
-def array() -> bytes:
-    into = io.BytesIO()
-    np.save(into, np.arange(3))
-    return into.getvalue()
-
 
 PACKERS = {"gzip": gzip.compress, "zstd": zstandard.compress, "bzip2": bz2.compress, "xz": lzma.compress}
 PARQUET = arrow(pyarrow.parquet.write_table)

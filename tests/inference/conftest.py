@@ -13,6 +13,7 @@ from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.inference.sampling import choose
 from tests.checkpoint.trained import make_model, save_run
 from tests.data.small_data import make_tokenizer, write_dataset
+from tests.inference.lab import make_lab
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +52,15 @@ def choices_that_rounding_can_not_turn(monkeypatch):
         return chosen
 
     monkeypatch.setattr("megatron_ngpt.inference.generate.choose", checked)
+
+
+@pytest.fixture(scope="module", params=["ngpt", "gpt"])
+def lab(request, world, tmp_path_factory):
+    """A run of a model with a longer context, and a directory of tasks and their data."""
+    return make_lab(request.param, world, tmp_path_factory.mktemp)
+
+
+@pytest.fixture
+def own_tasks_alone(monkeypatch):
+    """Without lm-eval's own 14,000 tasks, which take seconds to find."""
+    monkeypatch.setattr("lm_eval.tasks.TaskManager.__init__.__defaults__", (None, None, False, None))

@@ -1,9 +1,6 @@
 """lm-eval's tasks on a model, from files on this machine, against numbers worked out by hand from the module."""
 
-import json
 import math
-import shutil
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -14,43 +11,9 @@ from megatron_ngpt import cli
 from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.inference.load import load_model
 from megatron_ngpt.parallel.grid import make_grid
-from tests.checkpoint.hostile import plain, put, zipped
-from tests.checkpoint.trained import likeliest, make_model, save_run
+from tests.checkpoint.trained import likeliest
+from tests.inference.lab import COMMON, CONTEXT, QUESTIONS, TASKS, TEXTS, written
 from tests.on_ranks import on_ranks
-
-CONTEXT = 48
-QUESTIONS = [
-    {"question": "import", "choices": [" os", " sys as _sys", " re", " shutil"], "answer": 1},
-    {"question": "def main(argv):\n    return", "choices": [" None", " argv", " True", " False"], "answer": 0},
-    {"question": "class HelpFormatter", "choices": ["(object):", "()", " x", "(object):\n    pass"], "answer": 3},
-    {"question": "parser.add_argument", "choices": ["(", "(a", "[0]", "=1"], "answer": 2},
-]
-TEXTS = ["if True:\n    return x", "import os as _os\n" * 12, "x"]
-COMMON = "dataset_path: json\ntest_split: test\ndataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}\n"
-TASKS = {
-    "tiny_choice": """
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: answer
-target_delimiter: ""
-metric_list: [{metric: acc}]
-""",
-    "tiny_text": """
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{text}}"
-metric_list: [{metric: bits_per_byte}, {metric: word_perplexity}]
-""",
-    "tiny_written": """
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "{{written}}"
-target_delimiter: ""
-generation_kwargs: {until: ["e", "\\n"], max_gen_toks: 12, do_sample: false}
-metric_list: [{metric: exact_match}]
-""",
-}
 
 
 def nats(module, context, continuation):
@@ -80,36 +43,6 @@ def rolling(module, tokenizer, text):
         before = [tokenizer.eos_id, *tokens[:start]][-(CONTEXT + 1 - (stop - start)) :]
         total += log_likelihoods(module, before, tokens[start:stop])[0]
     return total
-
-
-def written(module, tokenizer, question, stops=("e", "\n")):
-    """Twelve greedy tokens, up to a stop text or the end of the document."""
-    tokens, text = tokenizer.encode(question).tolist(), ""
-    for _ in range(12):
-        with torch.no_grad():
-            token = int(likeliest(module(torch.tensor([tokens]))[0, -1, : tokenizer.size]))
-        if token == tokenizer.eos_id:
-            break
-        tokens.append(token)
-        text = tokenizer.decode(tokens)[len(question) :]
-    return text[: min([text.find(stop) for stop in stops if stop in text], default=len(text))]
-
-
-@pytest.fixture(scope="module", params=["ngpt", "gpt"])
-def lab(request, world, tmp_path_factory):
-    """A run of a model with a longer context, and a directory of tasks and their data."""
-    directory = tmp_path_factory.mktemp("harness")
-    module = make_model(request.param, vocabulary=world.tokenizer.size, context=CONTEXT, seed=8)
-    save_run(directory / "run", module, world.tokenizer.path)
-    lines = [{**entry, "written": written(module, world.tokenizer, entry["question"])} for entry in QUESTIONS]
-    lines[0]["written"] += "x"  # three of four are right
-    for name, content in {"questions": lines, "texts": [{"text": text} for text in TEXTS]}.items():
-        (directory / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in content))
-    for name, task in TASKS.items():
-        data = directory / ("texts.jsonl" if name == "tiny_text" else "questions.jsonl")
-        head = COMMON.format(data=data, cache=directory / "cache")
-        (directory / f"{name}.yaml").write_text(f"task: {name}\n{head}{task}")
-    return SimpleNamespace(directory=directory, run=directory / "run", module=module, tokenizer=world.tokenizer)
 
 
 def harness_model(run, batch=3, grid=None):
@@ -283,64 +216,3 @@ def test_on_ranks_that_share_the_model_and_the_documents(lab, ranks, tensor, pip
     found = on_ranks(ranks, measured_on_ranks, lab.run, lab.directory, tensor, pipeline, seconds=200)
     assert found[0][1] == by_hand(lab, ranks // (tensor * pipeline))
     assert all(greedy == [True, False, False, True, True] for greedy, _ in found)
-
-
-@pytest.fixture
-def own_tasks_alone(monkeypatch):
-    """Without lm-eval's own 14,000 tasks, which take seconds to find."""
-    monkeypatch.setattr("lm_eval.tasks.TaskManager.__init__.__defaults__", (None, None, False, None))
-
-
-def test_data_that_is_not_there(lab, own_tasks_alone, monkeypatch, capsys, tmp_path):
-    head = COMMON.format(data=tmp_path / "gone.jsonl", cache=tmp_path)
-    (tmp_path / "gone.yaml").write_text(f"task: gone\n{head}{TASKS['tiny_choice']}")
-    monkeypatch.setattr(sys, "argv", ["ngpt", "harness", str(lab.run), "--tasks", "gone", "--include_path", str(tmp_path)])
-    assert cli.main() == 2
-    assert "--tasks gone: a task's data could not be read: " in capsys.readouterr().err
-
-
-def test_command(lab, own_tasks_alone, monkeypatch, capsys, tmp_path):
-    options = ["--tasks", "tiny_choice,tiny_wr*", "--include_path", str(lab.directory), "--output", str(tmp_path / "r.json")]
-    monkeypatch.setattr(sys, "argv", ["ngpt", "harness", str(lab.run), *options, "--limit", "3", "--batch_size", "2"])
-    assert cli.main() == 0
-    out = capsys.readouterr().out
-    assert out.startswith("|") and "|tiny_choice " in out and "|tiny_written" in out and "tiny_text" not in out
-    results = json.loads((tmp_path / "r.json").read_text())
-    assert results["results"]["tiny_written"]["exact_match,none"] == pytest.approx(2 / 3)
-    monkeypatch.setattr(sys, "argv", ["ngpt", "harness", str(lab.run), *options, "--tasks", "nothing"])
-    assert cli.main() == 2
-    assert capsys.readouterr().err.startswith("--tasks nothing: lm-eval has no such task")
-
-
-@pytest.mark.parametrize(("options", "said"), [
-    (["--include_path", "gone"], "--include_path gone: no such directory"),
-    (["--output", "gone/r.json"], "--output gone/r.json: no directory gone"),
-    (["--output", "."], "--output .: is a directory; give a file in it, such as results.json"),
-    (["--output", "/proc/r.json"], "--output /proc/r.json: cannot write in /proc"),
-])
-def test_paths_that_are_not_there(monkeypatch, capsys, tmp_path, options, said):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["ngpt", "harness", "run", "--tasks", "x", *options])
-    assert cli.main() == 2
-    assert capsys.readouterr().err.startswith(said)
-
-
-def test_a_hostile_checkpoint_is_not_run(lab, own_tasks_alone, monkeypatch, capsys, tmp_path):
-    shutil.copytree(lab.run, tmp_path / "run")
-    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
-    put(checkpoint, ".metadata", plain(tmp_path / "marker"))
-    put(checkpoint, "__0_0.distcp", zipped(tmp_path / "marker"))
-    command = ["ngpt", "harness", str(tmp_path / "run"), "--tasks", "tiny_choice", "--include_path", str(lab.directory)]
-    monkeypatch.setattr(sys, "argv", command)
-    assert cli.main() == 1 and "__0_0.distcp holds no tensor" in capsys.readouterr().err
-    assert not (tmp_path / "marker").exists()
-
-
-def test_without_the_extra_it_says_what_to_install():
-    code = (
-        "import sys; sys.modules['lm_eval'] = None; sys.argv = ['ngpt', 'harness', 'run', '--tasks', 'x']\n"
-        "from megatron_ngpt.cli import main; sys.exit(main())"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr.strip().splitlines()[-1] == "ngpt harness: lm-eval is not installed; pip install -e '.[eval]'"
