@@ -75,6 +75,12 @@ CASES = {
     "hidden_to_sequence": Case(
         slice_of(whole_input, 2), slice_of(whole_input, 1), slice_of(common_weights, 1), slice_of(common_weights, 2)
     ),
+    "sequence_to_heads": Case(
+        slice_of(whole_input, 1), slice_of(whole_input, 2), slice_of(common_weights, 2), slice_of(common_weights, 1)
+    ),
+    "heads_to_sequence": Case(
+        slice_of(whole_input, 2), slice_of(whole_input, 1), slice_of(common_weights, 1), slice_of(common_weights, 2)
+    ),
 }
 
 
