@@ -1,9 +1,6 @@
 """`metrics.jsonl`: one JSON object a line, in the order of the steps, readable while the run goes on.
 
-A training line has `step` (1-based), `tokens` (seen after it), `loss` (nats a token, mean over the global batch before the update),
-`grad_norm` (before clipping), `lr` (what the update used), `step_seconds`, `tokens_per_second`, `tflops_per_second` (model FLOPs, a device)
-and `max_norm_error` (largest | ‖w‖ − 1 | after rescaling; null without spherical weights). A validation line has `step`, `valid_loss` (nats
-a token, the mean over all datasets) and `valid` (each one's by name).
+Every line has `step` (1-based); `table.py` says what else there is.
 """
 
 import errno

@@ -6,19 +6,10 @@ from typing import TextIO
 
 from megatron_ngpt.monitor.metrics import MetricsLog, metrics_file
 from megatron_ngpt.monitor.progress import ProgressView
+from megatron_ngpt.monitor.table import Value, tagged
 from megatron_ngpt.monitor.tensorboard import TensorBoardLog
 
 log = logging.getLogger(__name__)
-
-TAGS = {  # in TensorBoard
-    "loss": "train/loss",
-    "grad_norm": "train/grad_norm",
-    "lr": "train/lr",
-    "tokens_per_second": "throughput/tokens_per_second",
-    "tflops_per_second": "throughput/tflops",
-    "max_norm_error": "sphere/max_norm_error",
-    "valid_loss": "valid/loss",
-}
 
 
 class Monitor:
@@ -37,9 +28,8 @@ class Monitor:
         self._board = TensorBoardLog(output / "tensorboard", start_step)
         self._progress = ProgressView(steps, start_step, console)
 
-    def scalars(self, step: int, values: dict[str, float | dict | None]) -> None:
-        """The values known after a step (1-based), by the names that `metrics.jsonl` has for them (`monitor.metrics` says what they are);
-        a new value needs no more than its name here, and a tag in `TAGS` to be seen in TensorBoard."""
+    def scalars(self, step: int, values: dict[str, Value]) -> None:
+        """The values known after a step (1-based), by the names that they have in the table of metrics (`monitor/table.py`)."""
         if not self._writes:
             return
         self._metrics.append({"step": step} | values)
@@ -66,7 +56,7 @@ class Monitor:
         """The checkpoint of `step` at `path` is complete: seconds that it took, and that training waited for it."""
         if self._writes:
             log.info("checkpoint %s complete after %.1f s; training waited %.2f s", path, seconds, stall)
-            self._board.scalars(step, {"checkpoint/seconds": seconds, "checkpoint/stall_seconds": stall})
+            self._board.scalars(step, tagged({"checkpoint_seconds": seconds, "checkpoint_stall_seconds": stall}))
 
     def close(self) -> None:
         """Write out everything; the run is over or has failed."""
@@ -82,10 +72,3 @@ class Monitor:
         if self._metrics.problem and not self._told:
             self.message(f"warning: {self._metrics.problem}")
         self._told = self._metrics.problem is not None
-
-
-def tagged(values: dict[str, float | dict | None]) -> dict[str, float]:
-    """Those of the values that have a tag and are known, by tag; validation losses by name where there are several."""
-    found = {TAGS[name]: value for name, value in values.items() if name in TAGS and value is not None}
-    by_name = values.get("valid") or {}
-    return found | ({f"valid/loss/{name}": loss for name, loss in by_name.items()} if len(by_name) > 1 else {})

@@ -1,0 +1,29 @@
+"""The table of metrics and the page that is written from it."""
+
+import math
+from pathlib import Path
+
+from megatron_ngpt.monitor.table import METRICS, Metric, markdown, tagged
+
+PAGE = Path(__file__).parents[2] / "docs" / "monitoring.md"
+
+
+def test_the_page_is_current():
+    assert markdown().strip() in PAGE.read_text(encoding="utf-8"), "run python -m megatron_ngpt.monitor.table and put it in"
+
+
+def test_every_metric_has_a_meaning_and_no_two_have_a_tag():
+    single = [metric.tag for metric in METRICS.values() if metric.tag and not metric.by]
+    assert len(single) == len(set(single)) and all(metric.meaning for metric in METRICS.values())
+
+
+def test_a_value_is_healthy_between_its_bounds():
+    bounded = Metric("x", "", "", low=0.0, high=1.0)
+    assert [bounded.healthy(number) for number in (-0.1, 0.0, 1.0, 1.1, math.nan)] == [False, True, True, False, False]
+    assert Metric("x", "", "").healthy(1e9) and not Metric("x", "", "").healthy(math.nan)
+
+
+def test_values_by_their_tags():
+    values = {"loss": 2.0, "max_norm_error": None, "nothing we know": 1.0, "valid_loss": 3.0, "valid": {"web": 2.5, "code": 3.5}}
+    assert tagged(values) == {"train/loss": 2.0, "valid/loss": 3.0, "valid/loss/web": 2.5, "valid/loss/code": 3.5}
+    assert tagged({"valid_loss": 3.0, "valid": {"web": 3.0}}) == {"valid/loss": 3.0}
