@@ -8,6 +8,9 @@ from megatron_ngpt.errors import ConfigError
 
 LARGEST_SEED = 2**64 - 1  # that torch's generators take
 LARGEST_COUNT = 2**31 - 1  # of whatever is counted in an int32
+MODEL = typer.Argument(metavar="MODEL", help="a run directory (its newest checkpoint), a checkpoint or an exported directory")
+TENSOR = typer.Option(min=1, max=LARGEST_COUNT, help="ranks that share every layer")
+PIPELINE = typer.Option(min=1, max=LARGEST_COUNT, help="stages that the layers are divided over")
 
 
 def finite(value: float | None) -> float | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 import megatron_ngpt
-from megatron_ngpt.arguments import LARGEST_COUNT, LARGEST_SEED, finite, require_text, usage_line
+from megatron_ngpt.arguments import LARGEST_COUNT, LARGEST_SEED, MODEL, PIPELINE, TENSOR, finite, require_text, usage_line
 from megatron_ngpt.checkpoint.commands import checkpoint
 from megatron_ngpt.config.place import read_place
 from megatron_ngpt.config.reference import help_text
@@ -24,9 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(checkpoint, name="checkpoint")
-MODEL = typer.Argument(metavar="MODEL", help="a run directory (its newest checkpoint), a checkpoint or an exported directory")
-TENSOR = typer.Option(min=1, max=LARGEST_COUNT, help="ranks that share every layer")
-PIPELINE = typer.Option(min=1, max=LARGEST_COUNT, help="stages that the layers are divided over")
 WAIT_SECONDS = 2.0  # that a rank leaves after rank 0 has told a mistake
 TAKES_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 KEYS = "\b\n" + help_text().replace("\n\n", "\n\n\b\n")
