@@ -53,10 +53,11 @@ setup(
         "pyarrow",
     ],
     extras_require={
-        "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "matplotlib", "megatron-core==0.16.1", "lm-eval"],
+        "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "matplotlib", "megatron-core==0.16.1", "lm-eval", "wandb"],
         "study": ["scipy", "matplotlib"],
         "eval": ["lm-eval"],
         "hf": ["transformers"],
+        "wandb": ["wandb"],
     },
     entry_points={"console_scripts": ["ngpt=megatron_ngpt.cli:main"]},
 )

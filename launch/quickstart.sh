@@ -51,7 +51,7 @@ ngpt generate $RUN --prompt "def " --max_tokens 100 --temperature 0.7 --seed 1
 say "Done in $((SECONDS - BEGAN)) seconds. What next"
 cat << NEXT
 Activate the environment first: source $VIRTUAL_ENV/bin/activate
-Curves:        tensorboard --logdir $RUN/tensorboard
+Curves:        tensorboard --logdir runs
 Generate:      ngpt generate $RUN --prompt "import os"
 Checkpoints:   ngpt checkpoint list $RUN      (verify: are they whole?)
 Hand it on:    ngpt export $RUN $RUN-export   (for transformers; docs/checkpoints.md)

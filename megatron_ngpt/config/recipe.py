@@ -187,6 +187,14 @@ class Checkpoint(Section):
     resume: Text = Field("auto", description="auto: newest good checkpoint of the run directory; never; or a checkpoint's path")
 
 
+class Monitor(Section):
+    """What a run tells of itself."""
+
+    loggers: list[Text] = Field(
+        ["tensorboard"], description="beside metrics.jsonl: tensorboard, csv, wandb, or a class of your own as package.module:Class"
+    )
+
+
 class Recipe(Section):
     """A whole run in one file."""
 
@@ -197,4 +205,5 @@ class Recipe(Section):
     schedule: Schedule = Schedule()
     training: Training
     checkpoint: Checkpoint = Checkpoint()
+    monitor: Monitor = Monitor()
     deepspeed: Text = Field("zero1", description="DeepSpeed JSON that owns ZeRO, precision: the name of a shipped one, or a path")

@@ -4,29 +4,32 @@ import logging
 from pathlib import Path
 from typing import TextIO
 
+from megatron_ngpt.config.recipe import Recipe
+from megatron_ngpt.monitor.logger import RunInfo
+from megatron_ngpt.monitor.loggers import Loggers
 from megatron_ngpt.monitor.metrics import MetricsLog, metrics_file
 from megatron_ngpt.monitor.progress import ProgressView
-from megatron_ngpt.monitor.table import Value, tagged
-from megatron_ngpt.monitor.tensorboard import TensorBoardLog
+from megatron_ngpt.monitor.table import Value
 
 log = logging.getLogger(__name__)
 
 
 class Monitor:
-    """Metrics, TensorBoard and progress of a run in `output` of `steps` steps that continues after `start_step`.
+    """Metrics, loggers and progress of a run of `recipe` that continues after `start_step`.
 
     Rank 0 writes; on any other rank every call returns at once. `console` is the stream that a person reads.
     """
 
-    def __init__(self, output: Path, steps: int, start_step: int, rank: int, console: TextIO):
+    def __init__(self, recipe: Recipe, start_step: int, rank: int, console: TextIO):
         self._writes = rank == 0
         if not self._writes:
             return
+        output = Path(recipe.training.output)
         self._metrics = MetricsLog(metrics_file(output))
         self._metrics.cut_after(start_step)
         self._told = False
-        self._board = TensorBoardLog(output / "tensorboard", start_step)
-        self._progress = ProgressView(steps, start_step, console)
+        self._progress = ProgressView(recipe.training.steps, start_step, console)
+        self._loggers = Loggers(recipe.monitor.loggers, RunInfo(output, recipe, start_step), self.message)
 
     def scalars(self, step: int, values: dict[str, Value]) -> None:
         """The values known after a step (1-based), by the names that they have in the table of metrics (`monitor/table.py`)."""
@@ -34,7 +37,7 @@ class Monitor:
             return
         self._metrics.append({"step": step} | values)
         self._tell_problem()
-        self._board.scalars(step, tagged(values))
+        self._loggers.scalars(step, values)
         if "loss" in values:
             self._progress.update(step, values)
         if "valid_loss" in values:
@@ -47,6 +50,12 @@ class Monitor:
         self._progress.message(text)
         log.info(text)
 
+    def text(self, step: int, name: str, text: str) -> None:
+        """A text of `step`, such as a sample that was generated after it."""
+        if self._writes:
+            log.info("step %d: %s\n%s", step, name, text)
+            self._loggers.text(step, name, text)
+
     def sync(self) -> None:
         """Put `metrics.jsonl` on the disk."""
         if self._writes:
@@ -56,7 +65,7 @@ class Monitor:
         """The checkpoint of `step` at `path` is complete: seconds that it took, and that training waited for it."""
         if self._writes:
             log.info("checkpoint %s complete after %.1f s; training waited %.2f s", path, seconds, stall)
-            self._board.scalars(step, tagged({"checkpoint_seconds": seconds, "checkpoint_stall_seconds": stall}))
+            self._loggers.scalars(step, {"checkpoint_seconds": seconds, "checkpoint_stall_seconds": stall})
 
     def close(self) -> None:
         """Write out everything; the run is over or has failed."""
@@ -64,8 +73,8 @@ class Monitor:
             return
         self._metrics.close()
         self._tell_problem()
+        self._loggers.close()
         self._progress.close()
-        self._board.close()
 
     def _tell_problem(self) -> None:
         """Once, when a problem with `metrics.jsonl` begins."""

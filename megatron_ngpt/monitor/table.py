@@ -41,21 +41,21 @@ class Metric:
 
 
 TRAINING = (
-    Metric("loss", "nats a token", "mean over the global batch, before the update", "train/loss", first=True),
-    Metric("grad_norm", "", "norm of all gradients, before clipping", "train/grad_norm", first=True),
-    Metric("lr", "", "learning rate that the update used", "train/lr"),
-    Metric("tokens", "tokens", "trained on since the run began", "train/tokens"),
-    Metric("step_seconds", "s", "mean of the steps since the last line, without evaluations and checkpoints", "throughput/step_seconds"),
-    Metric("tokens_per_second", "tokens/s", "of all ranks together", "throughput/tokens_per_second", first=True),
-    Metric("tflops_per_second", "TFLOP/s", "model FLOPs, a device", "throughput/tflops"),
+    Metric("loss", "nats a token", "mean over the global batch, before the update", "1 health/loss", first=True),
+    Metric("grad_norm", "", "norm of all gradients, before clipping", "1 health/norm_of_gradients", first=True),
+    Metric("lr", "", "learning rate that the update used", "training/lr"),
+    Metric("tokens", "tokens", "trained on since the run began", "training/tokens"),
+    Metric("step_seconds", "s", "mean of the steps since the last line, without evaluations and checkpoints", "2 pace/step_seconds"),
+    Metric("tokens_per_second", "tokens/s", "of all ranks together", "2 pace/tokens_per_second", first=True),
+    Metric("tflops_per_second", "TFLOP/s", "model FLOPs, a device", "2 pace/tflops_per_second"),
     Metric(
         "max_norm_error", "", "largest difference of a unit vector's length from 1 in the fp32 masters, after rescaling; rounding is 1e-7",
         "sphere/max_norm_error", 0.0, 1e-6,
     ),
 )  # fmt: skip
 VALIDATION = (
-    Metric("valid_loss", "nats a token", "mean over the validation datasets", "valid/loss", first=True),
-    Metric("valid", "nats a token", "of each validation dataset", "valid/loss", by="dataset"),
+    Metric("valid_loss", "nats a token", "mean over the validation datasets", "1 health/loss", first=True),
+    Metric("valid", "nats a token", "of each validation dataset", "validation", by="dataset"),
 )
 CHECKPOINTS = (  # of a step that is over: TensorBoard alone has them
     Metric("checkpoint_seconds", "s", "from the start of a checkpoint's writing to its end", "checkpoint/seconds"),

@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-FOLDERS = ("checkpoints", "logs", "tensorboard")
-FILES = ("metrics.jsonl", "recipe.yaml")
+FOLDERS = ("checkpoints", "logs", "training", "validation")
+FILES = ("metrics.jsonl", "metrics.csv", "recipe.yaml")
 CHOOSE = "choose a directory that can be made or written"
 
 

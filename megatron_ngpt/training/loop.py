@@ -55,7 +55,7 @@ class Trainer:
             on_first_rank(self._settle, f"{self.output} could not be written")
         if self.recipe.checkpoint.every:
             self.store.prepare(self.engine.shards)
-        self.monitor = Monitor(self.output, self.recipe.training.steps, self.step, self.grid.world.rank, console)
+        self.monitor = Monitor(self.recipe, self.step, self.grid.world.rank, console)
         for line in (summary(ready), *beginning.notes, *space_warnings(ready)):
             self.monitor.message(line)
 

@@ -18,6 +18,7 @@ from megatron_ngpt.config.load import Reading, read_recipe
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.data.batches import BatchSource, Opened, open_data, training_batches
 from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.monitor import loggers
 from megatron_ngpt.training.directory import nearest, output_problems
 from megatron_ngpt.training.record import continued
 from megatron_ngpt.training.schedule import last_rate
@@ -61,6 +62,7 @@ def preflight(recipe_path: str, overrides: list[str] | tuple[str, ...], ranks: i
     opened, unfit = open_data(recipe)
     further += rules.problems(recipe, choice, ranks) + unfit
     further += output_problems(Path(recipe.training.output)) + _checkpoint_problems(recipe, opened.vocabulary)
+    further += loggers.problems(recipe.monitor.loggers)
     problems += [line for line in further if not _follows_from(line, reading)]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))

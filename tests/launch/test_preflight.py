@@ -100,7 +100,7 @@ def make(path, kind):
 
 
 @pytest.mark.parametrize(("name", "kind"), [
-    *((name, kind) for name in ("checkpoints", "logs", "tensorboard") for kind in ("file", "dangling link", "read-only")),
+    *((name, kind) for name in ("checkpoints", "logs", "training") for kind in ("file", "dangling link", "read-only")),
     *((name, kind) for name in ("metrics.jsonl", "recipe.yaml", "logs/rank-00000.log") for kind in ("directory", "dangling link")),
 ])
 def test_writability_is_tried_where_things_are_written(good_recipe, tmp_path, name, kind):

@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from megatron_ngpt.monitor import progress
 from megatron_ngpt.monitor.metrics import read_metrics
 from megatron_ngpt.monitor.monitor import Monitor
+from tests.monitor.recipes import recipe
 
 VALUES = {
     "loss": 2.5,
@@ -20,11 +21,11 @@ VALUES = {
     "max_norm_error": 1e-7,
 }
 TAGS = {
-    "train/loss": "loss",
-    "train/grad_norm": "grad_norm",
-    "train/lr": "lr",
-    "throughput/tokens_per_second": "tokens_per_second",
-    "throughput/tflops": "tflops_per_second",
+    "1 health/loss": "loss",
+    "1 health/norm_of_gradients": "grad_norm",
+    "training/lr": "lr",
+    "2 pace/tokens_per_second": "tokens_per_second",
+    "2 pace/tflops_per_second": "tflops_per_second",
     "sphere/max_norm_error": "max_norm_error",
 }
 
@@ -39,22 +40,22 @@ class Terminal(io.StringIO):
 def drive(folder, steps, start=0, rank=0, console=None, **changed) -> str:
     """A monitor fed with every step after `start`; what the console shows."""
     console = console or io.StringIO()
-    monitor = Monitor(folder, 10, start, rank, console)
+    monitor = Monitor(recipe(folder), start, rank, console)
     for step in steps:
         monitor.scalars(step, {"tokens": 100 * step, **VALUES} | changed)
     monitor.close()
     return console.getvalue()
 
 
-def scalars(folder, tag) -> list[tuple[int, float]]:
+def scalars(folder, tag, run="training") -> list[tuple[int, float]]:
     """What TensorBoard reads of `tag`."""
-    events = EventAccumulator(str(folder / "tensorboard"))
+    events = EventAccumulator(str(folder / run))
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
 def test_checkpoints_go_to_tensorboard(tmp_path):
-    monitor = Monitor(tmp_path, 10, 0, 0, io.StringIO())
+    monitor = Monitor(recipe(tmp_path), 0, 0, io.StringIO())
     monitor.checkpoint(tmp_path / "step-00000004", 4, 2.5, 0.125)
     monitor.close()
     assert scalars(tmp_path, "checkpoint/seconds") == [(4, 2.5)]
@@ -70,12 +71,12 @@ def test_every_value_in_both_files(tmp_path):
 
 def test_validation_line_and_tags(tmp_path):
     console = io.StringIO()
-    monitor = Monitor(tmp_path, 10, 0, 0, console)
+    monitor = Monitor(recipe(tmp_path), 0, 0, console)
     monitor.scalars(5, {"valid_loss": 2.0, "valid": {"web": 1.5, "code": 2.5}})
     monitor.close()
     assert read_metrics(tmp_path) == [{"step": 5, "valid_loss": 2.0, "valid": {"web": 1.5, "code": 2.5}}]
-    assert scalars(tmp_path, "valid/loss") == [(5, 2.0)]
-    assert scalars(tmp_path, "valid/loss/code") == [(5, 2.5)]
+    assert scalars(tmp_path, "1 health/loss", "validation") == [(5, 2.0)]
+    assert scalars(tmp_path, "validation/code", "validation") == [(5, 2.5)]
     assert "validation loss 2.0000" in console.getvalue()
 
 
@@ -91,7 +92,7 @@ def test_a_resumed_run_continues_both_files(tmp_path):
     drive(tmp_path, range(5, 11), start=4, loss=2.0)
     expected = [(step, 3.0 if step <= 4 else 2.0) for step in range(1, 11)]
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == expected
-    assert scalars(tmp_path, "train/loss") == expected
+    assert scalars(tmp_path, "1 health/loss") == expected
 
 
 def test_other_ranks_write_and_show_nothing(tmp_path):

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from megatron_ngpt.monitor.table import METRICS, Metric, markdown, tagged
+from megatron_ngpt.monitor.table import METRICS, VALIDATION, Metric, markdown, tagged
 
 PAGE = Path(__file__).parents[2] / "docs" / "monitoring.md"
 
@@ -13,7 +13,7 @@ def test_the_page_is_current():
 
 
 def test_every_metric_has_a_meaning_and_no_two_have_a_tag():
-    single = [metric.tag for metric in METRICS.values() if metric.tag and not metric.by]
+    single = [(metric in VALIDATION, metric.tag) for metric in METRICS.values() if metric.tag and not metric.by]
     assert len(single) == len(set(single)) and all(metric.meaning for metric in METRICS.values())
 
 
@@ -24,6 +24,6 @@ def test_a_value_is_healthy_between_its_bounds():
 
 
 def test_values_by_their_tags():
-    values = {"loss": 2.0, "max_norm_error": None, "nothing we know": 1.0, "valid_loss": 3.0, "valid": {"web": 2.5, "code": 3.5}}
-    assert tagged(values) == {"train/loss": 2.0, "valid/loss": 3.0, "valid/loss/web": 2.5, "valid/loss/code": 3.5}
-    assert tagged({"valid_loss": 3.0, "valid": {"web": 3.0}}) == {"valid/loss": 3.0}
+    values = {"max_norm_error": None, "nothing we know": 1.0, "valid_loss": 3.0, "valid": {"web": 2.5, "code": 3.5}}
+    assert tagged(values) == {"1 health/loss": 3.0, "validation/web": 2.5, "validation/code": 3.5}
+    assert tagged({"valid_loss": 3.0, "valid": {"web": 3.0}}) == {"1 health/loss": 3.0}
