@@ -158,6 +158,13 @@ class Schedule(Section):
     min_lr: Rate = Field(0.0, description="rate at the end of the decay")
 
 
+class Profile(Section):
+    """What a run looks at closely: see docs/monitoring.md."""
+
+    steps: list[Positive] = Field([], max_length=2, description="first and last step of a profile; none = only when SIGUSR2 asks for one")
+    ranks: list[NotNegative] = Field([0], description="ranks that write one")
+
+
 class Training(Section):
     """The run."""
 
@@ -175,6 +182,7 @@ class Training(Section):
     ffn_chunks: Positive = Field(1, description="parts of the sequence that go through the feed-forward one by one, recomputed; 1 = whole")
     offload_activations: bool = Field(False, description="keep the blocks' inputs in host memory (with recompute: full)")
     compile: bool = Field(False, description="compile each block with torch.compile")
+    profile: Profile = Field(Profile(), description="traces of some steps")
 
 
 class Checkpoint(Section):

@@ -15,6 +15,7 @@ def problems(recipe: Recipe, deepspeed: DeepSpeedChoice | None, world: int) -> l
     """
     found = [*_shape(recipe), *rotation_problems(recipe.model), *_layout(recipe, world), *_batch(recipe, world)]
     found += [*_schedule(recipe), *_run(recipe)]
+    found += _profile(recipe, world)
     return found + list(_deepspeed(recipe, deepspeed)) if deepspeed else found
 
 
@@ -136,6 +137,16 @@ def _run(recipe: Recipe) -> Iterator[str]:
             f"checkpoint.initial = {recipe.checkpoint.initial}: a run that resumes {recipe.checkpoint.resume} has its weights "
             f"from there; remove initial, or choose checkpoint.resume: never"
         )
+
+
+def _profile(recipe: Recipe, world: int) -> Iterator[str]:
+    wanted, key = recipe.training.profile, "training.profile"
+    if wanted.steps and (len(wanted.steps) != 2 or wanted.steps[0] > wanted.steps[1]):
+        yield f"{key}.steps = {wanted.steps}: must be the first step and the last one, such as [10, 12]; or [] for none"
+    elif wanted.steps and wanted.steps[0] > recipe.training.steps:
+        yield f"{key}.steps = {wanted.steps}: the run ends at training.steps = {recipe.training.steps}; choose steps before that"
+    if beyond := [rank for rank in wanted.ranks if rank >= world]:
+        yield f"{key}.ranks = {wanted.ranks}: there is no rank {beyond[0]} of {world}; choose from 0 to {world - 1}"
 
 
 def _deepspeed(recipe: Recipe, choice: DeepSpeedChoice) -> Iterator[str]:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-FOLDERS = ("checkpoints", "logs", "training", "validation")
+FOLDERS = ("checkpoints", "logs", "training", "validation", "profiles")
 FILES = ("metrics.jsonl", "metrics.csv", "recipe.yaml")
 CHOOSE = "choose a directory that can be made or written"
 

@@ -17,6 +17,7 @@ from megatron_ngpt.config.load import dump_recipe
 from megatron_ngpt.data.batches import Rows, validation_batches
 from megatron_ngpt.errors import DataError, NgptError, RankError, TrainingError
 from megatron_ngpt.monitor.monitor import Monitor
+from megatron_ngpt.monitor.profiles import Profiles
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.parallel.together import on_first_rank
 from megatron_ngpt.training.clock import Clock
@@ -56,6 +57,7 @@ class Trainer:
         if self.recipe.checkpoint.every:
             self.store.prepare(self.engine.shards)
         self.monitor = Monitor(self.recipe, self.step, self.grid.world.rank, console)
+        self.profiles = Profiles(self.output / "profiles", self.recipe.training.profile, self.grid.world.rank, device, self.monitor.message)
         for line in (summary(ready), *beginning.notes, *space_warnings(ready)):
             self.monitor.message(line)
 
@@ -77,6 +79,7 @@ class Trainer:
             told = self._last_good()
             raise NgptError(f"{self.stop.asked}: ended before the checkpoint of step {self.step} was complete; {told}") from error
         finally:
+            self.profiles.close(self.step)
             self._tell(self.store.wait())  # a save under way is worth having, whatever ended the run
             self.monitor.close()
             self.stop.close()
@@ -89,6 +92,7 @@ class Trainer:
         clock = Clock(self.step)
         while self.step < training.steps:
             self.step += 1
+            self.profiles.begin(self.step)
             logs = self.step % training.log_every == 0 or self.step == training.steps
             lr = learning_rate(self.recipe.schedule, self.recipe.optimizer, training.steps, self.step)
             rows = self._rows(self.train_data, self.step)
@@ -102,6 +106,8 @@ class Trainer:
             stops = self.stop.agreed()
             if logs:
                 self._log(self._look(), lr, clock.lap(self.step))
+            if self.profiles.end(self.step, self.stop.profile_asked_by()):
+                clock.restart(self.step)
             last = self.step == training.steps
             if training.eval_every and (self.step % training.eval_every == 0 or last) and not stops:
                 stops = self._evaluate()

@@ -1,4 +1,5 @@
-"""A clean stop, however it was asked for: a signal to any rank, or the end of the launcher that started it.
+"""A clean stop, however it was asked for: a signal to any rank, or the end of the launcher that started it. And the signal that asks for a
+profile.
 
 A thread takes the signals, so that a person is answered at once, whatever the rank computes. All ranks agree on where they stop: after a
 step, or where steps are long between two micro-batches, when no weight has moved yet.
@@ -19,7 +20,8 @@ from megatron_ngpt.checkpoint.ownership import Ownership
 from megatron_ngpt.errors import NgptError
 from megatron_ngpt.training.launcher import launchers, running
 
-SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP]
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGXCPU, signal.SIGHUP]
+PROFILE = signal.SIGUSR2  # asks for a profile of the next steps instead
 WATCH = 0.5  # seconds between two looks at the launcher
 WITHIN = 1.0  # seconds of micro-batches after which ranks ask each other: less often than this they would see a stop late
 
@@ -38,6 +40,7 @@ class StopRequest:
 
     def __init__(self, say: Callable[[str], None] = lambda _: None, ownership: Ownership | None = None):
         self.asked: str | None = None
+        self._profile_asked, self._profile_by = False, 0  # on this rank; by which rank, counted from 1, as all agreed
         self._interrupted = False
         self._say, self._ownership = say, ownership
         self._group = dist.new_group(backend="gloo")  # hosts among themselves: no device is waited for
@@ -46,7 +49,7 @@ class StopRequest:
         self._signals, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for number in SIGNALS:
+        for number in (*SIGNALS, PROFILE):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means to go on
                 signal.signal(number, lambda *_: None)
         threading.Thread(target=self._watch, name="stop", daemon=True).start()
@@ -69,15 +72,22 @@ class StopRequest:
         """
         seconds = (time.monotonic() - self._began) / max(1, self._count)
         lost = self._ownership is not None and self._ownership.lost()
-        told = torch.tensor([float(self.asked is not None), float(lost), seconds], dtype=torch.float64)
+        profiled, self._profile_asked = self._profile_asked * (1 + dist.get_rank()), False
+        told = torch.tensor([float(self.asked is not None), float(lost), seconds, profiled], dtype=torch.float64)
         dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self._group)
-        asked, lost, seconds = told.tolist()
+        asked, lost, seconds, profiled = told.tolist()
+        self._profile_by = int(profiled) or self._profile_by
         if lost:
             if self._ownership:
                 self._ownership.check()
             raise NgptError("the run directory is used by another run now; stopped without writing there")
         self._stride = max(1, math.ceil(WITHIN / max(seconds, 1e-9)))
         return bool(asked)
+
+    def profile_asked_by(self) -> int | None:
+        """The rank that was asked for a profile since the last call (the same on every rank); None: no rank was."""
+        by, self._profile_by = self._profile_by, 0
+        return by - 1 if by else None
 
     def close(self) -> None:
         """Signals are not waited for any more."""
@@ -88,7 +98,9 @@ class StopRequest:
         while not self._over.is_set():
             if select.select([self._signals], [], [], WATCH)[0]:
                 for number in os.read(self._signals, 64):
-                    if number in SIGNALS:
+                    if number == PROFILE:
+                        self._profile_asked = True
+                    elif number in SIGNALS:
                         self._take(signal.Signals(number))
             if self.asked is None and any(not running(launcher) for launcher in self._launchers):
                 self._ask("its launcher is gone")

@@ -37,6 +37,10 @@ def test_what_fits_passes(recipe, overrides, world):
 
 
 @pytest.mark.parametrize(("overrides", "world", "said"), [
+    (["--training.profile.steps=[5]"], 1, "training.profile.steps = [5]: must be the first step and the last one, such as [10, 12]"),
+    (["--training.profile.steps=[5, 4]"], 1, "training.profile.steps = [5, 4]: must be"),
+    (["--training.profile.steps=[101, 102]"], 1, "training.profile.steps = [101, 102]: the run ends at training.steps = 100"),
+    (["--training.profile.ranks=[0, 2]"], 2, "training.profile.ranks = [0, 2]: there is no rank 2 of 2; choose from 0 to 1"),
     (["--training.offload_activations=true"], 1, "training.offload_activations = true: what goes to host memory"),
     (["--training.offload_activations=true", "--training.recompute=selective"], 1, "training.offload_activations = true: what goes"),
     (["--training.ffn_chunks=33"], 1, "training.ffn_chunks = 33: a rank has 32 tokens of each sample"),

@@ -15,7 +15,7 @@ from megatron_ngpt.training import launcher, stop
 from megatron_ngpt.training.stop import Stopped, StopRequest
 from tests.on_ranks import on_ranks
 
-NAMES = ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGHUP"]
+NAMES = ["SIGTERM", "SIGINT", "SIGUSR1", "SIGXCPU", "SIGHUP"]
 
 
 def until(condition, seconds=20):
@@ -169,3 +169,18 @@ def launcher_ends():
 
 def test_a_launcher_that_is_gone_asks_for_a_stop():
     assert on_ranks(1, launcher_ends) == [(["its launcher is gone: finishing step 0, then a checkpoint"], True)]
+
+
+def profile_is_asked():
+    request, found = StopRequest(), []
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        until(lambda: request._profile_asked)
+    for step in (1, 2):
+        request.begin(step)
+        found.append((request.agreed(), request.profile_asked_by()))
+    return found
+
+
+def test_sigusr2_asks_all_ranks_for_a_profile_once_and_stops_nothing():
+    assert on_ranks(3, profile_is_asked) == [[(False, 1), (False, None)]] * 3
