@@ -2,13 +2,15 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from data_tools.arguments import ManyInputs, find_files, unescape
-from megatron_ngpt.arguments import LARGEST_COUNT, LARGEST_SEED, finite, usage_line
+from megatron_ngpt.arguments import LARGEST_COUNT, LARGEST_SEED, finite, parse_lengths, usage_line
 from megatron_ngpt.console import Commands, show_anything
+from megatron_ngpt.data.indexed import WORDS
 from megatron_ngpt.data.tape import find_prefixes
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import ConfigError, DataError, NgptError
@@ -28,6 +30,7 @@ SplitOn = Annotated[str | None, typer.Option("--split_on", help=r"separator betw
                                              "are understood); without it a file is a document")]
 Output = Annotated[str, typer.Option("--output", metavar="PREFIX", help="dataset to write", show_default=False)]
 SkipMalformed = Annotated[bool, typer.Option("--skip_malformed", help="leave malformed lines out, count them")]
+Workers = Annotated[int, typer.Option("--workers", min=0, max=MOST_WORKERS, help="processes that tokenise; 0 = one for each processor")]
 ShuffleSeed = Annotated[int | None, typer.Option("--shuffle_seed", min=0, max=LARGEST_SEED, help="shuffle the documents by this seed")]
 
 
@@ -64,8 +67,7 @@ def preprocess(
     input: Input,
     tokenizer: Annotated[str, typer.Option("--tokenizer", help="a SentencePiece .model file", show_default=False)],
     output: Output,
-    workers: Annotated[int, typer.Option("--workers", min=0, max=MOST_WORKERS,
-                                              help="processes that tokenise; 0 = one for each processor")] = 0,
+    workers: Workers = 0,
     format: Format = None,
     text_key: TextKey = "text",
     split_on: SplitOn = None,
@@ -84,6 +86,22 @@ def preprocess(
         return
     typer.echo(f"{output}: {meta['documents']:,} documents, {meta['tokens']:,} tokens, {meta['text_bytes']:,} bytes of text; "
                f"left out: {meta['empty_documents']} empty, {meta['malformed_lines']} malformed")
+
+
+@app.command("pg19")
+def pg19(
+    input: Annotated[Path, typer.Option("--input", metavar="DIR", help="holds train/, validation/, test/ and metadata.csv",
+                                        show_default=False)],
+    tokenizer: Annotated[str, typer.Option("--tokenizer", help="a SentencePiece .model file", show_default=False)],
+    output: Annotated[str, typer.Option("--output", metavar="PREFIX", show_default=False,
+                                        help="to write PREFIX-train, PREFIX-validation, PREFIX-test, those that are there")],
+    workers: Workers = 0,
+) -> None:
+    """Turn PG19, or any directory of books of its layout, into a dataset a split, a document a book, with the words of each."""
+    from data_tools.pg19 import convert
+
+    for prefix, meta in convert(input, tokenizer, output, workers or len(os.sched_getaffinity(0))).items():
+        typer.echo(f"{prefix}: {meta['documents']:,} books, {meta['tokens']:,} tokens, {sum(meta[WORDS]):,} words")
 
 
 @app.command("merge", cls=ManyInputs)
@@ -113,7 +131,7 @@ def split(
                                                 help="part by length in tokens at these instead, such as 1024,4096,16384")] = None,
 ) -> None:
     """Part a dataset by document, each part in its order: into train, valid and test at random, or by length."""
-    from data_tools.split import length_ranges, parse_lengths, split_by_length
+    from data_tools.split import length_ranges, split_by_length
     from data_tools.split import split as run
 
     if lengths is None:

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 import numpy as np
 
 from data_tools.merge import TOKENIZER_KEYS, document_blocks, take_documents
-from megatron_ngpt.arguments import LARGEST_COUNT
 from megatron_ngpt.data.indexed import IndexedDataset, pair_paths, read_meta
 from megatron_ngpt.data.order import Permutation
 from megatron_ngpt.data.writer import IndexedWriter
@@ -14,7 +13,6 @@ from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.monitor.progress import byte_progress
 
 PARTS = ("train", "valid", "test")
-MOST_LENGTHS = 64
 PartOf = Callable[[np.ndarray, np.ndarray], np.ndarray]  # documents' numbers and lengths to their parts' numbers, [documents] each
 
 
@@ -37,16 +35,6 @@ def part_of(numbers: np.ndarray, documents: int, sizes: dict[str, int], seed: in
     """Which part each of these documents belongs to (its place in `sizes`), int64: a keyed permutation, cut by the sizes."""
     edges = np.cumsum(list(sizes.values()))
     return np.searchsorted(edges, Permutation(documents, "split", seed)(numbers), side="right")
-
-
-def parse_lengths(text: str) -> list[int]:
-    """`--lengths` as typed: rising lengths in tokens. Raises ConfigError for anything else."""
-    words = text.split(",")
-    lengths = [int(word) for word in words if word.strip().isdecimal() and int(word) <= LARGEST_COUNT]
-    if len(lengths) != len(words) or lengths[0] < 1 or sorted(set(lengths)) != lengths or len(lengths) > MOST_LENGTHS:
-        raise ConfigError(f"--lengths {text}: give lengths in tokens, each above the one before it, at most {MOST_LENGTHS}, "
-                          "such as 1024,4096,16384")
-    return lengths
 
 
 def length_ranges(lengths: list[int]) -> list[str]:

@@ -7,6 +7,7 @@ import typer
 from megatron_ngpt.errors import ConfigError
 
 LARGEST_SEED = 2**64 - 1  # that torch's generators take
+MOST_LENGTHS = 64
 LARGEST_COUNT = 2**31 - 1  # of whatever is counted in an int32
 MODEL = typer.Argument(metavar="MODEL", help="a run directory (its newest checkpoint), a checkpoint or an exported directory")
 TENSOR = typer.Option(min=1, max=LARGEST_COUNT, help="ranks that share every layer")
@@ -18,6 +19,16 @@ def finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number")
     return value
+
+
+def parse_lengths(text: str) -> list[int]:
+    """`--lengths` as typed: rising lengths in tokens. Raises ConfigError for anything else."""
+    words = text.split(",")
+    lengths = [int(word) for word in words if word.strip().isdecimal() and int(word) <= LARGEST_COUNT]
+    if len(lengths) != len(words) or lengths[0] < 1 or sorted(set(lengths)) != lengths or len(lengths) > MOST_LENGTHS:
+        raise ConfigError(f"--lengths {text}: give lengths in tokens, each above the one before it, at most {MOST_LENGTHS}, "
+                          "such as 1024,4096,16384")
+    return lengths
 
 
 def require_text(option: str, *values: str) -> None:

@@ -15,6 +15,7 @@ from megatron_ngpt.config.place import read_place
 from megatron_ngpt.config.reference import help_text
 from megatron_ngpt.console import Commands, show_anything, unknown_character
 from megatron_ngpt.errors import ConfigError, NgptError, RankError
+from megatron_ngpt.inference.commands import evaluate
 
 app = typer.Typer(
     name="ngpt",
@@ -62,7 +63,7 @@ def init(
 
 @app.command(context_settings={**TAKES_OVERRIDES, "help_option_names": []})
 def data(context: typer.Context) -> None:
-    """Prepare data, as python -m data_tools: train-tokenizer, preprocess, merge, split, inspect, verify, show-batch."""
+    """Prepare data, as python -m data_tools: train-tokenizer, preprocess, pg19, merge, split, inspect, verify, show-batch."""
     from data_tools.__main__ import app as tools
 
     try:
@@ -118,29 +119,7 @@ def export(
     export(model, directory, dtype)
 
 
-@app.command()
-def evaluate(
-    model: Annotated[Path, MODEL],
-    data: Annotated[str, typer.Option(metavar="PREFIX", help="the dataset PREFIX.bin + PREFIX.idx; may be a glob")],
-    context: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, help="tokens a window predicts; default: the model's")] = None,
-    batches: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, help="batches of 8 windows; default: the whole dataset")] = None,
-    rope_scaling: Annotated[
-        Literal["none", "linear", "ntk", "yarn"] | None, typer.Option("--rope_scaling", help="of positions; default: the model's own")
-    ] = None,
-    rope_factor: Annotated[float | None, typer.Option("--rope_factor", min=1, callback=finite, help="context over the model's")] = None,
-    tensor: Annotated[int, TENSOR] = 1,
-    pipeline: Annotated[int, PIPELINE] = 1,
-    context_ranks: Annotated[int, typer.Option("--context_ranks", min=1, help="ranks that the tokens of a window are divided over")] = 1,
-) -> None:
-    """Print a model's loss, perplexity, tokens and context on a dataset, as one JSON object.
-
-    Longer than the model was trained with: --rope_scaling and --rope_factor, as the recipe's model.rope_scaling.
-    On several ranks (torchrun --nproc_per_node N -m megatron_ngpt evaluate ...) those beyond tensor · pipeline · context_ranks share
-    the windows.
-    """
-    from megatron_ngpt.inference.evaluate import run
-
-    run(model, data, context, batches, rope_scaling, rope_factor, tensor, pipeline, context_ranks)
+app.command()(evaluate)
 
 
 @app.command()

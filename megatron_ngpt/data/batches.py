@@ -128,13 +128,7 @@ class BatchSource:
         """Windows in the tape's own dtype, checked there, before anything is narrowed."""
         read = np.empty((len(starts), self.context + 1), tape.dtype)
         tape.read(starts, read)
-        low, high = int(read.min()), int(read.max())
-        if low < 0 or high >= self._vocabulary:
-            bad = low if low < 0 else high
-            row, column = np.argwhere(read == bad)[0].tolist()
-            prefix, document, offset = tape.origin(int(starts[row]) + column)
-            raise DataError(f"{prefix}: token {bad} at offset {offset} of document {document} is outside the vocabulary of "
-                            f"{self._vocabulary} entries; use the tokenizer that made the dataset")
+        tape.check_ids(starts, read, self._vocabulary)
         return read
 
 

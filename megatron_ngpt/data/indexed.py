@@ -23,6 +23,7 @@ DTYPES = {code: np.dtype(name) for code, name in {1: "u1", 2: "i1", 3: "<i2", 4:
 DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
 FLOAT_CODES = (6, 7)
 SMALL_VOCABULARY = 65500
+WORDS = "document_words"  # in PREFIX.meta.json, where they were counted: words of each document's raw text
 
 
 def token_dtype(vocabulary: int) -> np.dtype:

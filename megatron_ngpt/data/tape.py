@@ -82,6 +82,23 @@ class Tape:
                 filled += taken
                 shard += 1
 
+    def check_ids(self, starts: np.ndarray, read: np.ndarray, vocabulary: int) -> None:
+        """Raise DataError for an id of the windows `read` at `starts` that a vocabulary of this many entries does not have."""
+        low, high = int(read.min()), int(read.max())
+        if low < 0 or high >= vocabulary:
+            bad = low if low < 0 else high
+            row, column = np.argwhere(read == bad)[0].tolist()
+            prefix, document, offset = self.origin(int(starts[row]) + column)
+            raise DataError(f"{prefix}: token {bad} at offset {offset} of document {document} is outside the vocabulary of "
+                            f"{vocabulary} entries; use the tokenizer that made the dataset")
+
+    def document_bounds(self) -> np.ndarray:
+        """Where each document begins on the tape, and where the last one ends: int64 [documents + 1]."""
+        bounds = [np.zeros(1, np.int64)]
+        for shard, seam in zip(self.shards, self._seams[:-1], strict=True):
+            bounds.append(shard.dataset.starts(np.arange(shard.first + 1, shard.last + 1)) - shard.begin + seam)
+        return np.concatenate(bounds)
+
     def number_documents(self, starts: np.ndarray, length: int) -> np.ndarray:
         """For each token of the windows its document's number within the window, from 0: int32 [windows, length]."""
         begins = np.zeros((len(starts), length), np.int32)

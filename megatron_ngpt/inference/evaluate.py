@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from megatron_ngpt.model.window import held_positions
 from megatron_ngpt.parallel.regions import reduce_vector
 from megatron_ngpt.parallel.together import together
 
+T = TypeVar("T")
 BATCH = 8  # sequences that are read together
 TOKENS = 1 << 14  # tokens that are put through the model together, where a sequence has no more
 
@@ -60,22 +63,41 @@ def evaluate(loaded: LoadedModel, prefix: str, context: int | None = None, batch
     """
     context = context or loaded.model.context
     check_context(loaded.module.blueprint, context)
-    tape = _open(prefix, context)
-    _check_tokenizer(loaded, prefix)
+    tape = open_tape(prefix)
+    if tape.tokens <= context:
+        raise DataError(f"--data: {prefix} has {tape.tokens} tokens; a window of --context {context} needs {context + 1}")
+    check_tokenizer(loaded, prefix)
     source = BatchSource([tape], [1.0], context, BATCH, None, loaded.vocabulary)
     windows = source.samples_per_epoch if batches is None else min(batches * BATCH, source.samples_per_epoch)
-    loss = _total(loaded, source, windows) / (windows * context)
+
+    def summed(number: int) -> torch.Tensor:
+        return _summed_loss(loaded, source.rows(number + 1, 0, min(BATCH, windows - number * BATCH)))
+
+    loss = total(loaded, range(-(-windows // BATCH)), summed, 1).item() / (windows * context)
+    check_finite(loss, prefix)
+    return {"loss": loss, "perplexity": perplexity(loss), "tokens": windows * context, "context": context}
+
+
+def perplexity(nats: float) -> float:
+    """exp(nats a token or word), as far as a float can say it."""
+    return math.exp(min(nats, 700.0))
+
+
+def check_finite(loss: float, prefix: str) -> None:
+    """Raise CheckpointError for a loss that is none."""
     if not math.isfinite(loss):
         raise CheckpointError(f"MODEL: its loss on {prefix} is {loss}, though its weights are finite: what it computes overflows")
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": windows * context, "context": context}
 
 
-def _total(loaded: LoadedModel, source: BatchSource, windows: int) -> float:
-    """The summed loss of the first `windows` windows, over all ranks."""
-    axis, total, mistake = loaded.grid.readers, 0.0, None
+def total(loaded: LoadedModel, parts: Sequence[T], summed: Callable[[T], torch.Tensor], size: int) -> torch.Tensor:
+    """The sum of `summed`, float64 [size] on the CPU, over all parts and ranks (collective). Readers take parts in turn.
+
+    `summed` finds this rank's share on the last pipeline stage, and zeros on those before it.
+    """
+    sums, mistake = torch.zeros(size, dtype=torch.float64), None
     try:
-        for number in shown(axis.turns(-(-windows // BATCH)), "evaluating"):
-            total += _summed_loss(loaded, source.rows(number + 1, 0, min(BATCH, windows - number * BATCH)))
+        for part in shown([parts[number] for number in loaded.grid.readers.turns(len(parts))], "evaluating"):
+            sums += summed(part)
     except DataError as error:  # of this rank's windows, the same on all ranks that share them
         mistake = error
 
@@ -85,37 +107,36 @@ def _total(loaded: LoadedModel, source: BatchSource, windows: int) -> float:
 
     together(agree, "evaluation")
     if not dist.is_initialized():
-        return total
-    counts = loaded.grid.tensor.first  # tensor ranks have the same loss, and stages before the last one have none
-    return reduce_vector(torch.tensor([total * counts], dtype=torch.float64), loaded.grid.world).item()
+        return sums
+    counts = loaded.grid.tensor.first  # tensor ranks have the same loss
+    return reduce_vector(sums * counts, loaded.grid.world)
 
 
 @torch.inference_mode()
-def _summed_loss(loaded: LoadedModel, rows: Rows) -> float:
-    """On the last pipeline stage the sum of all tokens' losses, elsewhere 0."""
-    module, total = loaded.module, 0.0
+def _summed_loss(loaded: LoadedModel, rows: Rows) -> torch.Tensor:
+    """On the last pipeline stage the sum of all tokens' losses, elsewhere 0, float64 [1]."""
+    module, sums = loaded.module, torch.zeros(1, dtype=torch.float64)
     tokens = torch.from_numpy(rows.tokens.astype(np.int64))
     held = held_positions(module.blueprint, tokens.shape[1] - 1)
     for part in torch.arange(len(tokens)).split(max(1, TOKENS // tokens.shape[1])):
         documents = torch.from_numpy(rows.documents)[part, :-1] if module.blueprint.mask_documents else None
         inputs, targets = (tokens[part][:, places].to(loaded.device) for places in (held, held + 1))
         found = token_losses(module, inputs, targets, documents)
-        total += 0.0 if found is None else found.double().sum().item()
-    return total
+        if found is not None:
+            sums += found.double().sum().cpu()
+    return sums
 
 
-def _open(prefix: str, context: int) -> Tape:
+def open_tape(prefix: str) -> Tape:
+    """All documents of the datasets that `--data` names. Raises DataError."""
     try:
         datasets = [IndexedDataset(found) for found in find_prefixes(prefix)]
     except DataError as error:
         raise DataError(*(f"--data: {problem}" for problem in error.problems)) from None
-    tape = Tape(select_documents(datasets, 0, sum(dataset.documents for dataset in datasets)))
-    if tape.tokens <= context:
-        raise DataError(f"--data: {prefix} has {tape.tokens} tokens; a window of --context {context} needs {context + 1}")
-    return tape
+    return Tape(select_documents(datasets, 0, sum(dataset.documents for dataset in datasets)))
 
 
-def _check_tokenizer(loaded: LoadedModel, prefix: str) -> None:
+def check_tokenizer(loaded: LoadedModel, prefix: str) -> None:
     """Ids of another tokenizer have losses that mean nothing."""
     if loaded.tokenizer_path is None or not loaded.tokenizer_path.is_file():
         return

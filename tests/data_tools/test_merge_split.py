@@ -9,7 +9,8 @@ from test_preprocess import documents_of, json_lines
 
 from data_tools import merge as merging
 from data_tools.merge import merge
-from data_tools.split import parse_lengths, part_sizes, split, split_by_length
+from data_tools.split import part_sizes, split, split_by_length
+from megatron_ngpt.arguments import parse_lengths
 from megatron_ngpt.data.indexed import IndexedDataset, read_meta
 from megatron_ngpt.errors import ConfigError
 
