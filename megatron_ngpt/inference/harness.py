@@ -37,6 +37,9 @@ except ModuleNotFoundError as error:
     raise ConfigError("ngpt harness: lm-eval is not installed; pip install -e '.[eval]'") from None
 
 
+PAPER = ("arc_easy", "hellaswag", "winogrande", "wsc273", "lambada_openai")  # by which nGPT was judged beside GPT
+
+
 class HarnessModel(TemplateLM):
     """A loaded model as lm-eval sees it. Data parallel ranks share the documents; ranks of one model work in step.
 
@@ -232,9 +235,12 @@ def _check_output(output: Path | None) -> None:
 
 
 def find_tasks(names: list[str], manager: TaskManager) -> list[str]:
-    """The tasks and groups that names, or patterns such as `mmlu_*`, mean. Raises ConfigError for those that lm-eval does not know."""
+    """The tasks and groups that names, or patterns such as `mmlu_*`, mean; `paper`: `PAPER`. Raises ConfigError for those that lm-eval
+    does not know."""
     if not names:
-        raise ConfigError("--tasks: names no task; give some, such as --tasks hellaswag,arc_easy")
+        raise ConfigError("--tasks: names no task; give some, such as --tasks hellaswag,arc_easy, or the paper's: --tasks paper")
+    if not manager.match_tasks(["paper"]):  # one of --include_path would win
+        names = [task for name in names for task in (PAPER if name == "paper" else (name,))]
     found = {name: manager.match_tasks([name]) for name in names}
     unknown = [name for name, tasks in found.items() if not tasks]
     if unknown:
