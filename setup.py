@@ -35,6 +35,7 @@ setup(
     project_urls={"Paper": "https://arxiv.org/abs/2410.01131"},
     cmdclass={"build_py": BuildPy},
     packages=find_packages(include=["megatron_ngpt", "megatron_ngpt.*", "data_tools", "data_tools.*"]),
+    package_data={"megatron_ngpt.monitor": ["*.js"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.13,<2.14",  # the caps: nothing newer was tried, and the map of shards reads DeepSpeed's private parts

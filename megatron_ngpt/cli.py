@@ -16,6 +16,7 @@ from megatron_ngpt.config.reference import help_text
 from megatron_ngpt.console import Commands, show_anything, unknown_character
 from megatron_ngpt.errors import ConfigError, NgptError, RankError
 from megatron_ngpt.inference.commands import evaluate
+from megatron_ngpt.monitor.commands import report
 
 app = typer.Typer(
     name="ngpt",
@@ -120,6 +121,7 @@ def export(
 
 
 app.command()(evaluate)
+app.command()(report)
 
 
 @app.command()
@@ -158,7 +160,7 @@ def generate(
 @app.command()
 def harness(
     model: Annotated[Path, MODEL],
-    tasks: Annotated[list[str], typer.Option(metavar="NAME", help="tasks or groups of lm-eval, with commas or repeated")],
+    tasks: Annotated[list[str], typer.Option(metavar="NAME", help="tasks or groups of lm-eval, with commas or repeated; `paper`")],
     include_path: Annotated[Path | None, typer.Option("--include_path", metavar="DIR", help="task files of your own")] = None,
     limit: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, help="first documents of each task only")] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, max=LARGEST_COUNT, help="requests put through the model together")] = 8,
@@ -168,6 +170,7 @@ def harness(
 ) -> None:
     """Run tasks of lm-eval (the extra `eval`) on a model, and print its table of results.
 
+    --tasks paper: those by which nGPT was judged, arc_easy, hellaswag, winogrande, wsc273 and lambada_openai.
     On several ranks (torchrun --nproc_per_node N -m megatron_ngpt harness ...) those beyond tensor · pipeline share the documents.
     """
     from megatron_ngpt.inference.harness import run

@@ -21,11 +21,16 @@ def metrics_file(run: Path) -> Path:
 def read_metrics(run: Path, key: str | None = None) -> list[dict]:
     """The lines of a run directory's metrics in order; with a `key`, those that have a value for it (`loss`: training, `valid_loss`:
     validation). A line that a running writer has not finished is left out. Raises OSError where there is no such file."""
+    return [line for line in read_lines(metrics_file(run)) if key is None or line.get(key) is not None]
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The whole lines of a file of JSON objects. Raises OSError."""
     found = []
-    for text in metrics_file(run).read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError):
-            found.append(json.loads(text))
-    return [line for line in found if key is None or line.get(key) is not None]
+            found.append(read_json(text))
+    return [line for line in found if isinstance(line, dict)]
 
 
 class MetricsLog:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TextIO
 
 from megatron_ngpt.config.recipe import Recipe
+from megatron_ngpt.monitor.events import EventLog
 from megatron_ngpt.monitor.logger import RunInfo
 from megatron_ngpt.monitor.loggers import Loggers
 from megatron_ngpt.monitor.metrics import MetricsLog, metrics_file
@@ -27,6 +28,7 @@ class Monitor:
         output = Path(recipe.training.output)
         self._metrics = MetricsLog(metrics_file(output))
         self._metrics.cut_after(start_step)
+        self._events = EventLog(output)
         self._told = False
         self._progress = ProgressView(recipe.training.steps, start_step, console)
         self._loggers = Loggers(recipe.monitor.loggers, RunInfo(output, recipe, start_step), self.message)
@@ -56,6 +58,11 @@ class Monitor:
             log.info("step %d: %s\n%s", step, name, text)
             self._loggers.text(step, name, text)
 
+    def event(self, event: str, step: int, **details) -> None:
+        """Something happened to the run (one of `events.KINDS`), of which `step` was the last whole step."""
+        if self._writes:
+            self._events.append(event, step, **details)
+
     def sync(self) -> None:
         """Put `metrics.jsonl` on the disk."""
         if self._writes:
@@ -66,12 +73,14 @@ class Monitor:
         if self._writes:
             log.info("checkpoint %s complete after %.1f s; training waited %.2f s", path, seconds, stall)
             self._loggers.scalars(step, {"checkpoint_seconds": seconds, "checkpoint_stall_seconds": stall})
+            self.event("checkpoint", step, path=str(path), seconds=seconds, stall_seconds=stall)
 
     def close(self) -> None:
         """Write out everything; the run is over or has failed."""
         if not self._writes:
             return
         self._metrics.close()
+        self._events.close()
         self._tell_problem()
         self._loggers.close()
         self._progress.close()

@@ -35,6 +35,15 @@ class Metric:
     first: bool = False
     by: By = ""
 
+    @property
+    def range(self) -> str:
+        """The healthy range in words; empty: there is none."""
+        if self.low is not None and self.high is not None:
+            return f"{self.low:g} to {self.high:g}"
+        if self.high is not None:
+            return f"at most {self.high:g}"
+        return "" if self.low is None else f"at least {self.low:g}"
+
     def healthy(self, number: float) -> bool:
         """Whether the number lies between the bounds; NaN does not."""
         return not (number != number or (self.low is not None and number < self.low) or (self.high is not None and number > self.high))
@@ -83,17 +92,9 @@ def markdown() -> str:
     lines = []
     for title, metrics in (("Training lines", TRAINING), ("Validation lines", VALIDATION), ("Checkpoints", CHECKPOINTS)):
         lines += [f"### {title}", "", "| name | unit | healthy | in TensorBoard | meaning |", "| --- | --- | --- | --- | --- |"]
-        lines += [f"| `{m.name}` | {m.unit} | {_range(m)} | {_tag(m)} | {m.meaning} |" for m in metrics]
+        lines += [f"| `{m.name}` | {m.unit} | {m.range} | {_tag(m)} | {m.meaning} |" for m in metrics]
         lines.append("")
     return "\n".join(lines)
-
-
-def _range(metric: Metric) -> str:
-    if metric.low is not None and metric.high is not None:
-        return f"{metric.low:g} to {metric.high:g}"
-    if metric.high is not None:
-        return f"at most {metric.high:g}"
-    return "" if metric.low is None else f"at least {metric.low:g}"
 
 
 def _tag(metric: Metric) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FOLDERS = ("checkpoints", "logs", "training", "validation", "profiles")
-FILES = ("metrics.jsonl", "metrics.csv", "recipe.yaml")
+FILES = ("metrics.jsonl", "events.jsonl", "metrics.csv", "recipe.yaml")
 CHOOSE = "choose a directory that can be made or written"
 
 

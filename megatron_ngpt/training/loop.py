@@ -1,19 +1,19 @@
 """The training loop: batches in, updates, evaluation, checkpoints, a clean stop; what it learns goes to the monitor."""
 
 import math
+import sys
 from pathlib import Path
 from typing import TextIO
 
 import torch
 
 from megatron_ngpt.checkpoint.exported import TOKENIZER
-from megatron_ngpt.checkpoint.files import write_text
+from megatron_ngpt.checkpoint.ownership import OwnershipLostError
 from megatron_ngpt.checkpoint.saver import Saved
 from megatron_ngpt.checkpoint.store import CheckpointStore
 from megatron_ngpt.config.costs.work import flops_per_token
 from megatron_ngpt.config.deepspeed_json import engine_config
 from megatron_ngpt.config.grid import given_sizes
-from megatron_ngpt.config.load import dump_recipe
 from megatron_ngpt.data.batches import Rows, validation_batches
 from megatron_ngpt.errors import DataError, NgptError, RankError, TrainingError
 from megatron_ngpt.monitor.monitor import Monitor
@@ -23,7 +23,7 @@ from megatron_ngpt.parallel.together import on_first_rank
 from megatron_ngpt.training.clock import Clock
 from megatron_ngpt.training.engine import Engine
 from megatron_ngpt.training.preflight import Ready, space_warnings, summary
-from megatron_ngpt.training.record import code_version, state_of
+from megatron_ngpt.training.record import state_of
 from megatron_ngpt.training.resume import Beginning
 from megatron_ngpt.training.schedule import learning_rate
 from megatron_ngpt.training.stop import Stopped, StopRequest
@@ -46,17 +46,18 @@ class Trainer:
         config = engine_config(self.recipe, ready.deepspeed, self.grid.readers.size)
         self.engine = Engine(self.recipe, self.vocabulary, config, self.grid, device)
         self.step = beginning.fill(self.engine)
-        self.phases = beginning.phases
+        self.phases, self.code = beginning.phases, beginning.code
         self.train_data = ready.batches.after(self.phases[-1].after)
         self.unread: list[Outcome] = []  # of the updates that nobody has looked at yet
         self.saved = self.begun = self.step  # the newest step of which there is a checkpoint, and the first one
         self.broken: str | None = None  # why the last evaluation is none
         on_first_rank(self._check_owned, f"{self.output} could not be written")
+        self.monitor = Monitor(self.recipe, self.step, self.grid.world.rank, console)
         if self.step < self.recipe.training.steps:
-            on_first_rank(self._settle, f"{self.output} could not be written")
+            beginning.settle()
+            self.monitor.event("start", self.step, **beginning.told())
         if self.recipe.checkpoint.every:
             self.store.prepare(self.engine.shards)
-        self.monitor = Monitor(self.recipe, self.step, self.grid.world.rank, console)
         self.profiles = Profiles(self.output / "profiles", self.recipe.training.profile, self.grid.world.rank, device, self.monitor.message)
         for line in (summary(ready), *beginning.notes, *space_warnings(ready)):
             self.monitor.message(line)
@@ -81,6 +82,8 @@ class Trainer:
         finally:
             self.profiles.close(self.step)
             self._tell(self.store.wait())  # a save under way is worth having, whatever ended the run
+            if (error := sys.exc_info()[1]) and not isinstance(error, OwnershipLostError):
+                self.monitor.event("end", self.step, outcome="failed", error=str(error) or type(error).__name__)
             self.monitor.close()
             self.stop.close()
 
@@ -123,15 +126,18 @@ class Trainer:
         self._complete_save()
         if self.broken:
             raise TrainingError(f"step {self.step}: {self.broken}; the checkpoint of this step is written, and its values are finite")
+        self.monitor.event("end", self.step, outcome="finished")
         self.monitor.message(f"trained to step {self.step}; checkpoint of step {self.step} in {self.store.catalogue.directory}")
 
     def _leave(self, cut: str = "") -> None:
         """Stop as asked, with a checkpoint of the last whole step; `cut` says that one was not finished."""
         self._look()
+        self.monitor.event("stop", self.step, asked=self.stop.asked)
         self._tell(self.store.wait())
         if self.step > self.saved:
             self._save(final=True)
             self._complete_save()
+        self.monitor.event("end", self.step, outcome="stopped")
         if self.step == self.begun:
             self.monitor.message(f"asked to stop: {cut}no step was complete, and there is nothing to save")
             return
@@ -158,10 +164,9 @@ class Trainer:
             if result.vetoed:
                 self._tell(self.store.wait())
                 name, value = ("gradient norm", result.grad_norm) if math.isfinite(result.loss) else ("loss", result.loss)
-                raise TrainingError(
-                    f"step {step}: {name} is {value}, no weight was moved; stopped, {self._last_good()}. "
-                    "A lower optimizer.lr or optimizer.clip may help"
-                )
+                self.monitor.event("veto", step, value=name, found=str(value))
+                remedy = "A lower optimizer.lr or optimizer.clip may help"
+                raise TrainingError(f"step {step}: {name} is {value}, no weight was moved; stopped, {self._last_good()}. {remedy}")
         return results[-1] if results else None
 
     def _log(self, result: StepResult, lr: float, step_seconds: float) -> None:
@@ -198,12 +203,6 @@ class Trainer:
         self.monitor.scalars(self.step, {"valid_loss": mean, "valid": losses})
         self.broken = None if math.isfinite(mean) else f"the validation loss is {mean}"
         return False
-
-    def _settle(self) -> None:
-        """Rank 0's part of a start: what every checkpoint will carry, the run directory tidy, and the recipe in it."""
-        self.code = code_version()
-        self.store.tidy()
-        write_text(self.output / "recipe.yaml", dump_recipe(self.recipe))
 
     def _check_owned(self) -> None:
         """Rank 0, before it writes or removes anything. Raises OwnershipLostError."""
@@ -242,6 +241,7 @@ class Trainer:
             self.saved = saved.step
             self.monitor.checkpoint(saved.path, saved.step, saved.seconds, saved.stall)
             return
+        self.monitor.event("checkpoint_failed", saved.step, error=str(saved.error))
         self.monitor.message(f"warning: {saved.error}; training goes on, {self._last_good()}")
 
     def _last_good(self) -> str:

@@ -1,16 +1,20 @@
 """How a run begins: at a checkpoint of its own or of another, in whatever layout that was saved, at an exported model, or from its seed."""
 
+import os
 from pathlib import Path
 
 from megatron_ngpt.checkpoint.dcp import load
+from megatron_ngpt.checkpoint.files import write_text
 from megatron_ngpt.checkpoint.initial import load_initial
 from megatron_ngpt.checkpoint.store import CheckpointStore
+from megatron_ngpt.config.load import dump_recipe
+from megatron_ngpt.config.place import hosts, read_place
 from megatron_ngpt.errors import DamagedError
-from megatron_ngpt.parallel.together import from_first_rank, on_first_rank
+from megatron_ngpt.parallel.together import from_first_rank, leads, on_first_rank
 from megatron_ngpt.training.engine import Engine
 from megatron_ngpt.training.phase import Phase
-from megatron_ngpt.training.preflight import Ready
-from megatron_ngpt.training.record import continued
+from megatron_ngpt.training.preflight import Ready, summary
+from megatron_ngpt.training.record import code_version, continued
 
 
 class Beginning:
@@ -20,10 +24,12 @@ class Beginning:
         found: the checkpoint's directory; None for a run that begins at step 0.
         notes: what to tell a person about it.
         phases: of the run, the one to come last.
+        code: the version of the project that runs; known to rank 0.
     """
 
     def __init__(self, ready: Ready, store: CheckpointStore):
         self._ready, self._recipe, self._store = ready, ready.recipe, store
+        self.code = code_version() if leads() else ""
         self._agree()
 
     def fill(self, engine: Engine) -> int:
@@ -51,6 +57,22 @@ class Beginning:
         else:
             engine.initialise()
         return 0
+
+    def settle(self) -> None:
+        """Make the run directory tidy, and put the recipe in it (collective)."""
+        output = Path(self._recipe.training.output)
+
+        def write() -> None:
+            self._store.tidy()
+            write_text(output / "recipe.yaml", dump_recipe(self._recipe))
+
+        on_first_rank(write, f"{output} could not be written")
+
+    def told(self) -> dict:
+        """What `events.jsonl` has of this start."""
+        found = None if self.found is None else str(self.found)
+        who = hosts(os.environ, read_place(os.environ))
+        return {"resumed_from": found, "code": self.code, "ranks": who, "layout": summary(self._ready), "notes": self.notes}
 
     def _agree(self) -> None:
         """On the checkpoint that rank 0 finds, and what it has to tell about it (collective)."""

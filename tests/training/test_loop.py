@@ -10,6 +10,7 @@ import torch
 
 from megatron_ngpt.checkpoint.ownership import claim
 from megatron_ngpt.errors import NgptError
+from megatron_ngpt.monitor.events import read_events
 from megatron_ngpt.monitor.metrics import read_metrics
 from megatron_ngpt.training import loop, stop
 from megatron_ngpt.training.preflight import preflight
@@ -90,6 +91,11 @@ def left(tmp_path):
     return sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
 
 
+def happened(tmp_path):
+    """(event, step) of all starts."""
+    return [(event["event"], event["step"]) for event in read_events(tmp_path / "run")]
+
+
 def steps(tmp_path):
     return [line["step"] for line in read_metrics(tmp_path / "run")]
 
@@ -105,6 +111,18 @@ def test_the_last_whole_step_is_kept(corpus, tmp_path, at, every):
     assert f"asked to stop: {cut}checkpoint of step {whole} written; the same command continues from it" in told
     assert f"continues from {tmp_path}/run/checkpoints/step-{whole:08d}" in again
     assert steps(tmp_path) == [1, 2, 3, 4, 5] and "step-00000005" in left(tmp_path)
+    saved = [("checkpoint", step) for step in range(1, whole + 1)] if every else []
+    cut_off = saved if every else [("checkpoint", whole)]
+    assert sorted(happened(tmp_path)[: len(cut_off) + 3]) == sorted([("start", 0), *cut_off, ("stop", whole), ("end", whole)])
+    again = [("checkpoint", step) for step in range(whole + 1, 6)] if every else [("checkpoint", 5)]
+    assert happened(tmp_path)[len(cut_off) + 3 :] == [("start", whole), *again, ("end", 5)]
+    events = read_events(tmp_path / "run")
+    begun, goes_on = (event for event in events if event["event"] == "start")
+    assert begun["resumed_from"] is None and begun["ranks"] == "1 rank on 1 host" and begun["layout"].startswith("1 rank = tensor 1")
+    assert goes_on["resumed_from"].endswith(f"step-{whole:08d}") and begun["code"] == goes_on["code"] != ""
+    assert f"continues from {goes_on['resumed_from']}" in goes_on["notes"]
+    assert [event["outcome"] for event in events if event["event"] == "end"] == ["stopped", "finished"]
+    assert [event["asked"] for event in events if event["event"] == "stop"] == ["SIGTERM"]
 
 
 def test_nothing_is_promised_before_a_step_is_whole(corpus, tmp_path):
@@ -150,6 +168,7 @@ def test_a_last_update_that_is_not_finite_is_no_success(corpus, tmp_path, value)
     [(_, ended)] = on_ranks(1, spoils, recipe, options, value)
     assert "step-00000003 was not written: weights/" in ended and ended.endswith("status 1")
     assert left(tmp_path) == ["latest", "step-00000001", "step-00000002", "step-00000003.notfinite"]
+    assert happened(tmp_path)[-1] == ("end", 3) and read_events(tmp_path / "run")[-1]["error"] in ended
 
 
 def evaluates(recipe, options, loss):
@@ -181,6 +200,7 @@ def test_who_lost_the_directory_stops_before_it_writes(corpus, tmp_path):
     whom = "is used by process 7 on other, started today now: this run was taken for dead, and stops without writing there"
     assert ended == f"{tmp_path}/run {whom}, status 1"
     assert steps(tmp_path) == [1, 2] and not (tmp_path / "run" / "checkpoints").exists()
+    assert happened(tmp_path) == [("start", 0)], "the events are the other run's now"
 
 
 def torn(recipe, options):
