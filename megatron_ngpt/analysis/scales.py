@@ -56,6 +56,6 @@ def open_data(prefix: str, vocabularies: dict[str, int]) -> tuple[IndexedDataset
         part = dataset.tape[start : start + CHUNK].astype(np.int64)
         for label, vocabulary in vocabularies.items():
             if part.min() < 0 or part.max() >= vocabulary:
-                raise DataError(f"--data: {prefix} holds token id {part.max()}, and {label} knows {vocabulary}; give data made for all models")
+                raise DataError(f"--data: {prefix} holds token id {part.max()}, and {label} knows {vocabulary}; give other data")
         counts += np.bincount(part, minlength=len(counts))
     return dataset, counts
