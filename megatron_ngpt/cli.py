@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 import megatron_ngpt
+from megatron_ngpt.analysis.commands import analyze
 from megatron_ngpt.arguments import LARGEST_COUNT, LARGEST_SEED, MODEL, PIPELINE, TENSOR, finite, require_text, usage_line
 from megatron_ngpt.checkpoint.commands import checkpoint
 from megatron_ngpt.config.place import read_place
@@ -125,28 +126,6 @@ app.command()(report)
 
 
 @app.command()
-def analyze(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="run directories, checkpoints or exported directories")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="a new or empty directory")],
-    data: Annotated[str | None, typer.Option(metavar="PREFIX", help="the dataset PREFIX.bin + PREFIX.idx, for all models")] = None,
-    tokens: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, help="of the data, at whose hidden states Jacobians are taken")] = 64,
-    steps: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, help="directions each Jacobian is tried in")] = 40,
-    tolerance: Annotated[float, typer.Option(min=0, max=1, callback=finite, help="of a rank, over the largest singular value")] = 1e-3,
-) -> None:
-    """Write figures, CSV and report.html of how one or several models are conditioned, side by side.
-
-    Of the weights: condition numbers, ranks and spectra by layer and head, embeddings, and nGPT's learned scales. With --data also how far
-    the network's output moves for a small move of its input (singular values of Jacobians; more --steps, tighter bounds), and s_z
-    against token frequency. One matrix is in memory at a time. Needs the extra `study`; a Llama of transformers is read as it is.
-
-    Example: ngpt analyze runs/quickstart runs/quickstart-gpt --data runs/quickstart-data/valid --out analysis
-    """
-    from megatron_ngpt.analysis.analyze import run
-
-    run(models, out, data, tokens, steps, tolerance)
-
-
-@app.command()
 def generate(
     model: Annotated[Path, MODEL],
     prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="what the model continues; may be repeated")] = None,
@@ -198,6 +177,9 @@ def harness(
     from megatron_ngpt.inference.harness import run
 
     run(model, tasks, include_path, limit, batch_size, output, tensor, pipeline)
+
+
+app.command()(analyze)
 
 
 def main() -> int:

@@ -4,41 +4,45 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from megatron_ngpt.analysis.embeddings import NAMES, Embedding, embedding
+from megatron_ngpt.analysis.embeddings import NAMES, embedding
 from megatron_ngpt.analysis.function import Network
-from megatron_ngpt.analysis.jacobian import Extremes, extremes
-from megatron_ngpt.analysis.matrices import Spectrum, spectra
-from megatron_ngpt.analysis.scales import Scales, open_data, scales
+from megatron_ngpt.analysis.jacobian import extremes
+from megatron_ngpt.analysis.matrices import spectra
+from megatron_ngpt.analysis.results import Result
+from megatron_ngpt.analysis.scales import scales
+from megatron_ngpt.analysis.tables import write_tables
+from megatron_ngpt.analysis.texts import Text, open_text
 from megatron_ngpt.analysis.weights import Weights
+from megatron_ngpt.checkpoint.catalogue import find_checkpoint, from_checkpoint
+from megatron_ngpt.checkpoint.exported import CONFIG
 from megatron_ngpt.checkpoint.files import PARTIAL, remove, sync_directory
 from megatron_ngpt.errors import ConfigError, NgptError
 
 
 @dataclass(frozen=True)
-class Result:
-    """What was found of one model; `jacobians` is empty where no dataset was given, `scales` None for the baseline."""
+class Choices:
+    """What the command's options say.
 
-    label: str
-    layers: int
-    spectra: list[Spectrum]
-    embeddings: list[Embedding]
-    scales: Scales | None
-    jacobians: list[Extremes]
+    Attributes:
+        data: a dataset's prefix for all models; None: each run's own validation data.
+        tokens: of it, at whose hidden states Jacobians are taken.
+        steps: most directions for a Jacobian.
+        tolerance: of a rank, over the largest singular value.
+    """
 
-    def parts(self, matrix: str, layer: int) -> list[Spectrum]:
-        """Of the heads of a matrix of attention, or of a whole one of the feed-forward."""
-        found = [s for s in self.spectra if s.matrix == matrix and s.layer == layer]
-        return [s for s in found if s.head is not None] or found
+    data: str | None = None
+    tokens: int = 64
+    steps: int = 100
+    tolerance: float = 1e-3
 
 
-def run(models: list[Path], directory: Path, data: str | None, tokens: int, steps: int, tolerance: float) -> None:
+def run(models: list[Path], directory: Path, choices: Choices) -> None:
     """Analyse `models` and write figures, CSV and `report.html` to `directory`.
 
     Raises:
@@ -49,14 +53,15 @@ def run(models: list[Path], directory: Path, data: str | None, tokens: int, step
         raise ConfigError("ngpt analyze: needs matplotlib; pip install 'megatron_ngpt[study]'")
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise ConfigError(f"--out: {directory} exists; valid is a new name or an empty directory")
-    sources = [Weights(path, label) for path, label in zip(models, labels(models), strict=True)]
-    dataset, counts = open_data(data, {s.label: s.vocabulary for s in sources}) if data else (None, None)
-    sample = None if dataset is None else torch.from_numpy(dataset.tape[:tokens].astype(np.int64))
+    named = list(zip(models, labels(models), strict=True))
+    for path, label in named:  # what is wrong with any of them is told before the work on the first
+        weights = Weights(path if (path / CONFIG).is_file() else find_checkpoint(path, "MODEL"), label)
+        open_text(weights, choices.data, choices.tokens)
     unfinished = directory.with_name(directory.name + PARTIAL)
     try:
         remove(unfinished)
         unfinished.mkdir(parents=True)
-        _write(unfinished, sources, sample, counts, steps, tolerance)
+        _write(unfinished, _results(named, choices), choices)
         os.rename(unfinished, directory)
         sync_directory(directory.absolute().parent)
     except OSError as error:
@@ -66,43 +71,64 @@ def run(models: list[Path], directory: Path, data: str | None, tokens: int, step
 
 
 def labels(models: list[Path]) -> list[str]:
-    """A name for each: its directory's, or where two have the same, that with its number."""
-    names = [path.resolve().name for path in models]
-    return [name if names.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(names, 1)]
+    """A name for each: the end of its path that no other has, without `checkpoints`; of the same path given twice, the whole with a
+    number."""
+    parts = [[part for part in path.resolve().parts if part != "checkpoints"] for path in models]
+
+    def label(number: int) -> str:
+        mine = parts[number]
+        for size in range(1, len(mine) + 1):
+            name = "/".join(mine[-size:])
+            if sum(other[-size:] == mine[-size:] for other in parts) == 1 and not (size < 2 and name.startswith("step-")):
+                return name
+        return f"{'/'.join(mine[-2:])} ({number + 1})"
+
+    return [label(number) for number in range(len(models))]
 
 
-def _write(directory: Path, sources: list[Weights], sample: torch.Tensor | None, counts, steps: int, tolerance: float) -> None:
-    from megatron_ngpt.analysis.figures import figures
-    from megatron_ngpt.analysis.page import page
-    from megatron_ngpt.analysis.tables import write_tables
-
-    console = Console(stderr=True)
+def _results(named: list[tuple[Path, str]], choices: Choices) -> list[Result]:
+    console, results = Console(stderr=True), []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        results = []
-        for source in sources:
-            task = bar.add_task(source.label, total=source.model.layers * (1 + (sample is not None)) + 3)
-            results.append(analyse(source, sample, steps, lambda task=task: bar.advance(task)))
-    shown = []
-    for name, figure in figures(results, counts):
-        shown.append(directory / f"{name}.png")
-        figure.savefig(shown[-1], dpi=110)
-    write_tables(directory, results, counts, tolerance)
-    (directory / "report.html").write_text(page(results, shown, sample, tolerance), "utf-8")
+        tasks = [bar.add_task(label, total=None) for _, label in named]
+        for (path, label), task in zip(named, tasks, strict=True):
+            work = partial(_analysed, label=label, choices=choices, told=partial(bar.update, task))
+            results.append(work(path) if (path / CONFIG).is_file() else from_checkpoint(path, "MODEL", work))
+    return results
 
 
-def analyse(source: Weights, sample: torch.Tensor | None, steps: int, tick: Callable[[], None] = lambda: None) -> Result:
-    """Everything about one model; `tick` is called after each layer, each end and the scales."""
+def _analysed(path: Path, label: str, choices: Choices, told: Callable) -> Result:
+    weights = Weights(path, label)
+    text = open_text(weights, choices.data, choices.tokens)
+    told(completed=0, total=weights.model.layers * (2 if text else 1) + len(NAMES) + 1 + (1 if text else 0))
+    return analyse(weights, text, choices.steps, partial(told, advance=1))
+
+
+def analyse(weights: Weights, text: Text | None, steps: int, tick: Callable[[], None] = lambda: None) -> Result:
+    """Everything about one model; `tick` is called after each layer, each end, the scales and each Jacobian."""
 
     def told(value):
         tick()
         return value
 
-    layers = range(source.model.layers)
-    of_matrices = [s for layer in layers for s in told(list(spectra(source, layer)))]
-    of_ends = [told(embedding(source, end)) for end in NAMES]
-    of_scales, jacobians = told(scales(source)), []
-    if sample is not None:
-        network = Network(source, sample)
-        jacobians = [told(extremes(network, block, steps)) for block in layers]
-        jacobians.append(extremes(network, None, steps))
-    return Result(source.label, len(layers), of_matrices, of_ends, of_scales, jacobians)
+    layers = range(weights.model.layers)
+    of_matrices = [s for layer in layers for s in told(list(spectra(weights, layer)))]
+    of_ends = [told(embedding(weights, end)) for end in NAMES]
+    of_scales, jacobians = told(scales(weights)), []
+    if text:
+        network = Network(weights, text.tokens_T)
+        jacobians = [told(extremes(network, block, steps)) for block in (*layers, None)]
+    at = (text.name, len(text.tokens_T)) if text else None
+    counts = text.counts_V if text else None
+    return Result(weights.label, weights.described(), len(layers), of_matrices, of_ends, of_scales, jacobians, counts, at)
+
+
+def _write(directory: Path, results: list[Result], choices: Choices) -> None:
+    from megatron_ngpt.analysis.figures import figures  # matplotlib is there, as `run` has seen
+    from megatron_ngpt.analysis.page import report
+
+    shown = {}
+    for name, figure in figures(results):
+        figure.savefig(directory / f"{name}.png", dpi=110)
+        shown[name] = (directory / f"{name}.png").read_bytes()
+    write_tables(directory, results, choices.tolerance)
+    (directory / "report.html").write_text(report(results, shown, choices.tolerance), "utf-8")

@@ -1,110 +1,176 @@
-"""The figures of an analysis, models side by side, as PNG files."""
+"""The figures of an analysis, models side by side, each with the colour of its place."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from megatron_ngpt.analysis.analyze import Result
+from megatron_ngpt.analysis.embeddings import Embedding
+from megatron_ngpt.analysis.results import Result
+
+COLOURS = ("#1f6feb", "#d1570d", "#1a8a4a", "#8250df", "#bf3989", "#0b7f8a", "#8a6a00", "#5d6670")  # the page's, in its order
+CEILING = 1e16  # of a condition number that is shown: float64 knows no more
+PANEL = (4.3, 3.2)  # inches
 
 
-def figures(results: list[Result], counts: np.ndarray | None) -> Iterator[tuple[str, Figure]]:
-    """(name, figure), one at a time; `counts`: how often each token occurs."""
+def figures(results: list[Result]) -> Iterator[tuple[str, Figure]]:
+    """(name, figure), one at a time: `condition`, `spectra`, `jacobians` if there are any, `embeddings`, `scales` if a model has them."""
     yield "condition", _conditions(results)
     yield "spectra", _spectra(results)
-    yield "embeddings", _embeddings(results)
     if any(result.jacobians for result in results):
         yield "jacobians", _jacobians(results)
-    for result in results:
-        if result.scales is not None:
-            yield f"scales-{result.label}", _scales(result, counts)
+    yield "embeddings", _embeddings(results)
+    if any(result.scales for result in results):
+        yield "scales", _scales(results)
 
 
-def _panels(count: int, height: float = 3.2) -> tuple[Figure, list]:
-    columns = min(count, 3)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(4.2 * columns, height * rows), layout="constrained", facecolor="white")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for unused in axes[count:]:
-        unused.axis("off")
-    return figure, list(axes)
+def _panels(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25, linewidth=0.6)
+    return figure, axes
+
+
+def _of_matrices(results: list[Result]) -> tuple[Figure, list[tuple[str, Axes]]]:
+    """A panel for each kind of matrix, and one with the names of the models."""
+    names = list(dict.fromkeys(spectrum.matrix for spectrum in results[0].spectra))
+    figure, axes = _panels(2, 4)
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+        handles = [axis.plot([], [], color=_colour(number), marker="o", label=r.label)[0] for number, r in enumerate(results)]
+        axis.legend(handles=handles, loc="center", frameon=False, fontsize="large")
+    return figure, list(zip(names, axes.flat, strict=False))
 
 
 def _conditions(results: list[Result]) -> Figure:
     """Of each matrix by layer: the heads' median with a band from the best to the worst, or the whole matrix."""
-    names = list(dict.fromkeys(spectrum.matrix for spectrum in results[0].spectra))
-    figure, axes = _panels(len(names))
-    for name, axis in zip(names, axes, strict=False):
+    figure, panels = _of_matrices(results)
+    for name, axis in panels:
         for number, result in enumerate(results):
             layers = range(result.layers)
-            by_layer = [[max(1.0, min(s.condition, 1e16)) for s in result.parts(name, layer)] for layer in layers]
-            axis.plot(layers, [np.median(of) for of in by_layer], marker="o", color=f"C{number}", label=result.label)
-            axis.fill_between(layers, [min(of) for of in by_layer], [max(of) for of in by_layer], color=f"C{number}", alpha=0.2)
-        axis.set(yscale="log", title=f"W_{name}" + (", heads" if name in "qkvo" else ""), xlabel="layer", ylabel="condition number")
-    axes[0].legend()
+            by_layer = [[min(s.condition, CEILING) for s in result.parts(name, layer)] for layer in layers]
+            axis.plot(layers, [np.median(of) for of in by_layer], marker="o", markersize=4, color=_colour(number))
+            axis.fill_between(layers, [min(of) for of in by_layer], [max(of) for of in by_layer], color=_colour(number), alpha=0.2, lw=0)
+        parts = ", each head (band: best to worst)" if name in "qkvo" else ""
+        axis.set(yscale="log", title=f"W_{name}{parts}", xlabel="layer", ylabel="condition number")
+        axis.title.set_fontsize(10)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lowest, highest = (f(axis.get_ylim()[end] for _, axis in panels) for end, f in ((0, min), (1, max)))
+    for _, axis in panels:
+        axis.set_ylim(max(lowest, 0.8), highest)
     return figure
 
 
 def _spectra(results: list[Result]) -> Figure:
-    """All singular values over the largest, of whole matrices, a line a layer."""
-    names = list(dict.fromkeys(spectrum.matrix for spectrum in results[0].spectra))
-    figure, axes = _panels(len(names))
-    for name, axis in zip(names, axes, strict=False):
+    """All singular values over the largest, of whole matrices, a line a layer: faint the first, strong the last."""
+    figure, panels = _of_matrices(results)
+    for name, axis in panels:
         for number, result in enumerate(results):
-            wholes = [s for s in result.spectra if s.matrix == name and s.head is None]
-            for spectrum in wholes:
-                places = np.linspace(0, 1, len(spectrum.values))
-                label = result.label if spectrum is wholes[0] else None
-                axis.plot(places, spectrum.values / max(spectrum.values[0], 1e-300), color=f"C{number}", alpha=0.6, label=label)
-        axis.set(yscale="log", title=f"W_{name}", xlabel="place / number", ylabel="σ / σ max")
-    axes[0].legend()
-    return figure
-
-
-def _embeddings(results: list[Result]) -> Figure:
-    figure, axes = _panels(6)
-    for number, result in enumerate(results):
-        for row, found in enumerate(result.embeddings):
-            norms, eigen, cosines = axes[3 * row : 3 * row + 3]
-            norms.hist(found.norms, bins=60, color=f"C{number}", alpha=0.6, label=result.label)
-            eigen.plot(found.eigenvalues / max(np.median(found.eigenvalues), 1e-300), color=f"C{number}", label=result.label)
-            cosines.hist(found.cosines, bins=np.linspace(-1, 1, 101), density=True, color=f"C{number}", alpha=0.6)
-            norms.set(title=f"{found.end}: norms", xlabel="‖e‖", ylabel="entries")
-            eigen.set(title=f"{found.end}: eigenvalues / median", yscale="log", xlabel="place")
-            cosines.set(title=f"{found.end}: cosines of pairs", xlabel="cosine", ylabel="density")
-    axes[0].legend()
+            for spectrum in result.spectra:
+                if spectrum.matrix == name and spectrum.head is None:
+                    places = np.linspace(0, 1, len(spectrum.values))
+                    strength = 0.25 + 0.75 * (spectrum.layer + 1) / result.layers
+                    shares = spectrum.values / max(spectrum.values[0], 1e-300)
+                    axis.plot(places, np.maximum(shares, 1 / CEILING), color=_colour(number), alpha=strength, lw=1.1)
+        axis.set(yscale="log", title=f"W_{name}", xlabel="place / number", ylabel="σ / largest σ")
+        axis.title.set_fontsize(10)
     return figure
 
 
 def _jacobians(results: list[Result]) -> Figure:
-    figure, axes = _panels(2)
-    for number, result in enumerate(results):
-        blocks = [e for e in result.jacobians if e.block is not None]
-        places = [e.block for e in blocks]
-        axes[0].plot(places, [e.largest for e in blocks], marker="^", color=f"C{number}", label=f"{result.label}, largest ≥")
-        axes[0].plot(places, [e.smallest for e in blocks], marker="v", ls=":", color=f"C{number}", label=f"{result.label}, smallest ≤")
-        axes[1].bar(number, next(e.condition for e in result.jacobians if e.block is None), color=f"C{number}")
-    axes[0].set(yscale="log", title="Jacobians of blocks", xlabel="block", ylabel="singular value")
-    axes[0].legend(fontsize="small")
-    axes[1].set(yscale="log", title="whole map: condition number ≥", xticks=range(len(results)))
-    axes[1].set_xticklabels([result.label for result in results])
+    figure, axes = _panels(1, 2)
+    blocks, whole = axes.flat
+    shown = [(number, result) for number, result in enumerate(results) if result.jacobians]
+    for number, result in shown:
+        of_blocks = [e for e in result.jacobians if e.block is not None]
+        places, colour = [e.block for e in of_blocks], _colour(number)
+        blocks.fill_between(places, [e.smallest for e in of_blocks], [e.largest for e in of_blocks], color=colour, alpha=0.15, lw=0)
+        blocks.plot(places, [e.largest for e in of_blocks], marker="^", color=colour, label=f"{result.label}: largest")
+        blocks.plot(places, [e.smallest for e in of_blocks], marker="v", ls=":", color=colour, label=f"{result.label}: smallest")
+    blocks.axhline(1, color="#5d6670", lw=0.8)
+    blocks.set(yscale="log", title="Jacobian of each block", xlabel="block", ylabel="singular value")
+    blocks.xaxis.set_major_locator(MaxNLocator(integer=True))
+    blocks.legend(fontsize="small", frameon=False)
+    conditions = [min(result.jacobians[-1].condition, CEILING) for _, result in shown]
+    bars = whole.barh(range(len(shown)), conditions, color=[_colour(number) for number, _ in shown], height=0.6)
+    whole.bar_label(bars, [f" {condition:.3g}" for condition in conditions])
+    whole.set(xscale="log", title="all blocks: condition number at least", yticks=range(len(shown)), xlim=(1, 10 * max(conditions)))
+    whole.set_yticklabels([result.label for _, result in shown])
+    whole.invert_yaxis()
     return figure
 
 
-def _scales(result: Result, counts: np.ndarray | None) -> Figure:
-    figure, axes = _panels(3)
-    for name, values in result.scales.alpha.items():
-        axes[0].plot(values.mean(1), marker="o", label=f"{name}, mean")
-        axes[0].fill_between(range(len(values)), *np.quantile(values, [0.1, 0.9], axis=1), alpha=0.2)
-    axes[0].set(title=f"{result.label}: eigen learning rates", xlabel="layer", ylabel="α", ylim=(0, None))
-    axes[0].legend()
-    image = axes[1].imshow(np.abs(result.scales.qk).mean(2), aspect="auto")
-    axes[1].set(title="s_qk, mean", xlabel="key/value head", ylabel="layer")
-    figure.colorbar(image, ax=axes[1])
-    if counts is None:
-        axes[2].hist(result.scales.logit, bins=60)
-        axes[2].set(title="s_z", xlabel="s_z", ylabel="entries")
-    else:
-        axes[2].scatter(counts[: len(result.scales.logit)] + 1, result.scales.logit, s=3)
-        axes[2].set(title="s_z by token frequency", xscale="log", xlabel="occurrences + 1", ylabel="s_z")
+def _embeddings(results: list[Result]) -> Figure:
+    figure, axes = _panels(2, 3)
+    for row, end in enumerate(results[0].embeddings):
+        found = [result.embeddings[row] for result in results]
+        norms, eigen, cosines = axes[row]
+        edges = np.linspace(0, 1.05 * max(1e-3, *(e.norms.max() for e in found)), 90)
+        for number, (of_end, result) in enumerate(zip(found, results, strict=True)):
+            style = {"color": _colour(number), "alpha": 0.55}
+            norms.hist(of_end.norms, bins=edges, label=result.label, **style)
+            eigen.plot(np.linspace(0, 1, len(of_end.eigenvalues)), over_median(of_end), color=_colour(number))
+            cosines.hist(of_end.cosines, bins=np.linspace(-1, 1, 201), density=True, **style)
+        norms.set(title=f"{end.end}: norms", xlabel="‖e‖", ylabel="entries", yscale="log")
+        eigen.set(title=f"{end.end}: eigenvalues / median", yscale="log", xlabel="place / number")
+        cosines.set(title=f"{end.end}: cosines of pairs", xlabel="cosine", ylabel="density", xlim=(-0.6, 1))
+    axes[0, 0].legend(frameon=False)
     return figure
+
+
+def over_median(found: Embedding) -> np.ndarray:
+    """Eigenvalues over their median, as the paper shows them."""
+    return np.maximum(found.eigenvalues / max(np.median(found.eigenvalues), 1e-300), 1 / CEILING)
+
+
+def _scales(results: list[Result]) -> Figure:
+    shown = [result for result in results if result.scales is not None]
+    figure, axes = _panels(len(shown), 4)
+    for result, (alpha, heads, units, logit) in zip(shown, axes, strict=True):
+        _by_layer(alpha, result.scales.alpha, {"attention": "attention", "mlp": "feed-forward"})
+        alpha.set(title=f"{result.label}: eigen learning rates α")
+        _by_layer(units, result.scales.units, {"up": "s_u", "gate": "s_g"})
+        units.set(title="s_u and s_g")
+        heads.grid(False)
+        image = heads.imshow(np.abs(result.scales.qk).mean(2), aspect="auto", cmap="viridis")
+        heads.set(title="s_qk, mean of a head", xlabel="key/value head", ylabel="layer")
+        for axis in (heads.xaxis, heads.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+        figure.colorbar(image, ax=heads)
+        _logit(logit, result)
+    return figure
+
+
+def _by_layer(axis: Axes, parts: dict[str, np.ndarray], names: dict[str, str]) -> None:
+    for number, (part, values) in enumerate(parts.items()):
+        layers = range(len(values))
+        axis.plot(values.mean(1), marker="o", markersize=4, color=_colour(number), label=f"{names[part]}, mean")
+        axis.fill_between(layers, *np.quantile(values, [0.1, 0.9], axis=1), color=_colour(number), alpha=0.2, lw=0)
+    axis.set(xlabel="layer (band: 10% to 90% of the entries)", ylim=(0, None))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(frameon=False, fontsize="small")
+
+
+def _logit(axis: Axes, result: Result) -> None:
+    values = result.scales.logit
+    if result.counts is None:
+        axis.hist(values, bins=60, color=_colour(0))
+        axis.set(title="s_z", xlabel="s_z", ylabel="entries")
+        return
+    often = result.counts + 1
+    axis.scatter(often, values, s=3, alpha=0.35, color=_colour(0), lw=0)
+    edges = np.unique(np.geomspace(1, often.max() + 1, 12).astype(int))
+    for first, last in pairwise(edges):
+        within = (often >= first) & (often < last)
+        if within.any():
+            axis.plot([first, max(last - 1, first)], [np.median(values[within])] * 2, color="black", lw=2)
+    axis.set(title="s_z by token frequency (black: medians)", xscale="log", xlabel="occurrences + 1", ylabel="s_z")
+
+
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]

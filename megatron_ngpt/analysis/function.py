@@ -1,9 +1,10 @@
 """The network as a function of hidden states, block after block, with products by its Jacobian in both directions.
 
-A 7B model in fp32 is 28 GB: where the blocks do not fit in `KEPT_BYTES`, each is read when its turn comes, and all that stays between two
-products is the hidden state in front of every block.
+A 7B model in fp32 is 28 GB: as many blocks as fit in `KEPT_BYTES` stay in memory, those that were used last, and another is read when its
+turn comes. Beside them there is the hidden state in front of every block.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 import torch
@@ -33,8 +34,8 @@ class Network:
     def __init__(self, weights: Weights, tokens_T: torch.Tensor):
         self.weights, self.blueprint = weights, Blueprint(weights.model, weights.vocabulary)
         self.spherical = weights.model.arch == "ngpt"
-        matrices = sum(record.size for record in weights.records.values() if record.layer in range(1, weights.model.layers + 1))
-        self._kept: dict[int, nn.Module] | None = {} if 4 * matrices <= KEPT_BYTES else None
+        block_bytes = 4 * sum(record.size for record in weights.records.values() if record.layer == 1)
+        self._kept, self._room = OrderedDict(), max(1, KEPT_BYTES // block_bytes)
         self.states = [self._embedded(tokens_T)]
         for number in range(weights.model.layers):
             self.states.append(self.block(number)(self.states[-1]))
@@ -42,12 +43,7 @@ class Network:
 
     def block(self, number: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """Block `number` on h [T, D]."""
-        kept = self._kept
-        module = kept.get(number) if kept is not None else None
-        if module is None:
-            module = self._build(number + 1)
-        if kept is not None:
-            kept[number] = module
+        module = self._module(number)
         window = window_of(self.blueprint, self._length, None, module)
 
         def step(h_TD: torch.Tensor) -> torch.Tensor:
@@ -84,8 +80,17 @@ class Network:
         self._length = len(tokens_T)
         return self.weights.stored("model.embed_tokens.weight")[tokens_T].clone()
 
-    def _build(self, place: int) -> nn.Module:
-        kind, arguments = layer_list(self.blueprint)[place]
+    def _module(self, number: int) -> nn.Module:
+        """Block `number`, read if it is not in memory. Products go up and down the blocks, so what was used last is used next."""
+        if number not in self._kept:
+            while len(self._kept) >= self._room:
+                self._kept.popitem(last=False)
+            self._kept[number] = self._read(number)
+        self._kept.move_to_end(number)
+        return self._kept[number]
+
+    def _read(self, number: int) -> nn.Module:
+        kind, arguments = layer_list(self.blueprint)[number + 1]
         module = kind(*arguments).requires_grad_(False)
         for parameter in module.parameters():
             parameter.data = self.weights.stored(parameter.placement.record.name).to(parameter.dtype)

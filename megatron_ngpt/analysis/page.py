@@ -1,80 +1,158 @@
-"""The report: one HTML page that holds everything it shows, readable in light and in dark."""
+"""The report of an analysis: one HTML page that holds everything it shows."""
 
-import base64
-import html
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
-import torch
 
-from megatron_ngpt.analysis.analyze import Result
+from megatron_ngpt.analysis.figures import over_median
+from megatron_ngpt.analysis.results import Result
+from megatron_ngpt.pages import COLOURS, Html, element, page, picture, table
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; background: Canvas; color: CanvasText; }
-table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .25rem .8rem; border-bottom: 1px solid #8886; text-align: right; }
-td:first-child, th:first-child { text-align: left; } img { max-width: 100%; background: white; border-radius: 6px; }
-"""
-HEALTHY = {
-    "condition": "Condition numbers: largest over smallest singular value. In a healthy nGPT every head's are small (below 10 after long "
-    "training) and do not grow with depth or time. The baseline's grow by orders of magnitude: directions that a head has lost.",
-    "spectra": "Singular values: healthy spectra fall slowly. A cliff means that the matrix has fewer directions than its size.",
-    "embeddings": "Embeddings: nGPT's norms are all 1. A few eigenvalues far above the median, or cosines far from 0, say that all entries "
-    "share directions.",
-    "jacobians": "The function: how far an output moves for a small move of its input. Near 1 at both ends information passes whole.",
-    "scales": "Learned scales: α between 0.05 and 0.5 moves a state a part of its way at each block; an α near 0 is a block that "
-    "does nothing. s_qk says how sharp heads may look, s_z how sure a token may be predicted: frequent ones have had more steps to grow.",
+FAITHFUL, WORN = 10, 1000  # condition numbers of a head: every direction counts; some are lost
+CAPTIONS = {
+    "condition": "Condition number of every matrix by layer, on one scale. Of attention's: a line through the heads' median, a band from "
+    "the best head to the worst.",
+    "spectra": "Singular values over the largest, of whole matrices: a line a layer, faint the first, strong the last. A spectrum that "
+    "falls slowly uses all its directions; a cliff at its end means fewer directions than its size.",
+    "jacobians": "Extreme singular values of each block's Jacobian, and the condition number of all blocks together.",
+    "embeddings": "Norms, eigenvalues of the second moments over their median, and cosines of pairs of entries.",
+    "scales": "nGPT's learned scales as they act. α says which part of its way a block moves a state; s_qk how sharp a head may look; "
+    "s_z how sure a token may be predicted.",
 }
 
 
-def page(results: list[Result], figures: list[Path], sample: torch.Tensor | None, tolerance: float) -> str:
-    """The page's HTML; `figures` are embedded."""
-    names = ", ".join(result.label for result in results)
-    told = [f"<h1>Analysis of {html.escape(names)}</h1>", "<h2>Condition numbers</h2>", _matrices(results, tolerance)]
-    if sample is None:
-        told.append("<p>The function's Jacobians were not looked at: they need hidden states of real text, which --data gives.</p>")
-    else:
-        told += ["<h2>The network's function</h2>", _jacobians(results, len(sample))]
-    for figure in figures:
-        kind = figure.stem.split("-")[0]
-        image = base64.b64encode(figure.read_bytes()).decode()
-        told.append(f'<h2>{html.escape(figure.stem)}</h2><p>{HEALTHY[kind]}</p>')
-        told.append(f'<img alt="{html.escape(figure.stem)}" src="data:image/png;base64,{image}">')
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Analysis</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(told)}</body></html>\n'
+def report(results: list[Result], figures: dict[str, bytes], tolerance: float) -> str:
+    """The page's HTML; `figures` are PNG by name."""
+    shown = {name: picture(png, CAPTIONS[name]) for name, png in figures.items()}
+    parts = [
+        element("h1", f"Analysis of {_listed([result.label for result in results])}"),
+        table(["model", "what it is"], [[_name(results, number), result.described] for number, result in enumerate(results)]),
+        element("h2", "In short"),
+        element("ul", *(element("li", line) for line in _short(results))),
+        element("h2", "Condition numbers"),
+        element("p", "Largest over smallest singular value: 1 is a rotation, and a million a matrix that has all but lost a direction. Of "
+                     f"attention's matrices each head's part; full rank counts singular values above {tolerance:g} of the largest."),
+        _matrices(results, tolerance), shown["condition"], _every_head(results),
+        element("h2", "Singular values"), shown["spectra"],
+        element("h2", "The network's function"), *_function(results, shown.get("jacobians")),
+        element("h2", "Embeddings"), _embeddings(results), shown["embeddings"],
+    ]
+    if "scales" in shown:
+        parts += [element("h2", "Learned scales"), _scales(results), shown["scales"]]
+    parts.append(element("p", "Every number of this page is in the CSV files beside it.", class_="faint"))
+    return page(f"Analysis of {_listed([result.label for result in results])}", parts)
 
 
-def _matrices(results: list[Result], tolerance: float) -> str:
+def _short(results: list[Result]) -> Iterator[str]:
+    """A line for each thing that a reader wants first."""
+    for result in results:
+        conditions = [s.condition for s in result.parts("q")]
+        worst = max(result.parts("q"), key=lambda s: s.condition)
+        verdict = "every direction of every head counts" if worst.condition < FAITHFUL else (
+            "some directions are faint" if worst.condition < WORN else "some heads have lost directions")
+        where = f"{number(worst.condition)} in layer {worst.layer}, head {worst.head}"
+        yield f"{result.label}: condition of the heads' W_q {number(np.median(conditions))} (median), at worst {where}: {verdict}."
+    for result in results:
+        if result.jacobians:
+            whole = result.jacobians[-1]
+            bound = "" if whole.exact or whole.converged else "at least "
+            yield (f"{result.label}: a small move of the input embeddings comes out of the last block between {number(whole.smallest)} and "
+                   f"{number(whole.largest)} times as large, a condition number of {bound}{number(whole.condition)}.")
+    for result in results:
+        if result.scales is not None:
+            means = {part: values.mean(1) for part, values in result.scales.alpha.items()}
+            low, high = min(m.min() for m in means.values()), max(m.max() for m in means.values())
+            yield f"{result.label}: mean α of its layers from {number(low)} to {number(high)}."
+
+
+def _matrices(results: list[Result], tolerance: float) -> Html:
     rows = []
     for matrix in dict.fromkeys(s.matrix for s in results[0].spectra):
-        row = [f"W_{matrix}" + (" (heads)" if matrix in "qkvo" else "")]
-        for result in results:
-            parts = [s for layer in range(result.layers) for s in result.parts(matrix, layer)]
+        for place, result in enumerate(results):
+            parts = result.parts(matrix)
             conditions = [s.condition for s in parts]
             full = sum(s.rank(tolerance) == len(s.values) for s in parts)
-            row += [f"{np.median(conditions):.3g}", f"{max(conditions):.3g}", f"{full} of {len(parts)}"]
-        rows.append(row)
-    heads = ["matrix"] + [f"{r.label}: {what}" for r in results for what in ("median", "worst", f"full rank at {tolerance:g}")]
-    return _table(heads, rows)
+            least = min(s.rank(tolerance) / len(s.values) for s in parts)
+            name = f"W_{matrix}" + (", heads" if matrix in "qkvo" else "")
+            values = [number(f(conditions)) for f in (min, np.median, max)]
+            rows.append([name if place == 0 else "", _name(results, place), *values, f"{full} of {len(parts)}", f"{least:.0%}"])
+    return table(["matrix", "model", "best", "median", "worst", "full rank", "least rank"], rows)
 
 
-def _jacobians(results: list[Result], tokens: int) -> str:
-    rows = [
-        [r.label, "all blocks" if e.block is None else f"block {e.block}", f"{e.largest:.3g}", f"{e.smallest:.3g}", f"{e.condition:.3g}"]
-        for r in results for e in r.jacobians
-    ]
-    sides = ("=", "=", "=") if all(e.exact for r in results for e in r.jacobians) else ("≥", "≤", "≥")
-    heads = [f"{name} {side}" for name, side in zip(("largest", "smallest", "condition"), sides, strict=True)]
+def _every_head(results: list[Result]) -> Html:
+    tables = []
+    for result in results:
+        for matrix in dict.fromkeys(s.matrix for s in result.spectra if s.head is not None):
+            heads = [s.head for s in result.parts(matrix, 0)]
+            rows = [[layer, *(number(s.condition) for s in result.parts(matrix, layer))] for layer in range(result.layers)]
+            tables += [element("h3", f"{result.label}: W_{matrix}"), table(["layer", *(f"head {head}" for head in heads)], rows)]
+    return element("details", element("summary", "Every head of every layer"), *tables)
+
+
+def _function(results: list[Result], figure: Html | None) -> list[Html]:
+    if figure is None:
+        return [element("p", "Not looked at: it needs the hidden states of real text, which --data gives.")]
     said = (
-        f"Singular values of Jacobians at the hidden states of the data's first {tokens} tokens, all moved together. nGPT's are taken "
-        "between tangent spaces of the sphere. After few steps the largest is a lower bound, the smallest an upper one."
+        "How far an output moves for a small move of its input: the singular values of the Jacobian at the hidden states of a text, whose "
+        "tokens all move. nGPT's are taken between the tangent spaces of the sphere. They are found by products with the Jacobian alone; "
+        "≥ and ≤ mark values that more --steps might still move outwards."
     )
-    return f"<p>{said}</p>" + _table(["model", "map", *heads], rows)
+    rows = []
+    for place, result in enumerate(results):
+        for e in result.jacobians:
+            sure = [e.exact or residual <= 0.01 * value for value, residual in
+                    ((e.largest, e.largest_residual), (e.smallest, e.smallest_residual))]
+            values = [("" if known else mark) + number(value) for known, mark, value in (
+                (sure[0], "≥ ", e.largest), (sure[1], "≤ ", e.smallest), (all(sure), "≥ ", e.condition))]
+            rows.append([_name(results, place), "all blocks" if e.block is None else f"block {e.block}", *values, e.steps])
+    texts = {result.text for result in results if result.text}
+    at = "; ".join(f"{tokens} tokens of {name}" for name, tokens in sorted(texts))
+    without = [result.label for result in results if not result.jacobians]
+    parts = [element("p", said), element("p", f"Text: {at}.", class_="faint"), figure]
+    if without:
+        parts.append(element("p", f"Without text, and so not looked at: {_listed(without)} (--data gives it)."))
+    whole = [row for row in rows if row[1] == "all blocks"]
+    head = ["model", "map", "largest", "smallest", "condition", "steps"]
+    each = element("details", element("summary", "Every block"), table(head, [row for row in rows if row not in whole]))
+    return [*parts, table(head, whole), each]
 
 
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    def line(tag: str, cells: Iterable[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+def _embeddings(results: list[Result]) -> Html:
+    rows = []
+    for place, result in enumerate(results):
+        for e in result.embeddings:
+            norms = f"{number(e.norms.min())} to {number(e.norms.max())}"
+            low, high = np.percentile(e.cosines, [1, 99]) if len(e.cosines) else (0.0, 0.0)
+            mean = e.cosines.mean() if len(e.cosines) else 0.0
+            rows.append([_name(results, place), e.end, norms, number(over_median(e)[0]), f"{mean:.3f}", f"{low:.2f} to {high:.2f}"])
+    return table(["model", "end", "norms", "largest eigenvalue / median", "mean cosine", "cosines, 1% to 99%"], rows)
 
-    return f"<table>{line('th', heads)}{''.join(line('td', row) for row in rows)}</table>"
+
+def _scales(results: list[Result]) -> Html:
+    rows = []
+    for place, result in enumerate(results):
+        if result.scales is None:
+            continue
+        found = {"α, attention": result.scales.alpha["attention"], "α, feed-forward": result.scales.alpha["mlp"],
+                 "s_qk": result.scales.qk, "s_u": result.scales.units["up"], "s_g": result.scales.units["gate"], "s_z": result.scales.logit}
+        for name, values in found.items():
+            low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
+            rows.append([_name(results, place), name, number(low), number(middle), number(high)])
+    return table(["model", "scale", "10%", "median", "90%"], rows)
+
+
+def _name(results: list[Result], place: int) -> Html:
+    """A model's label with the dot of its colour."""
+    dot = element("span", class_="dot", style=f"background: var(--c{place % COLOURS})")
+    return element("span", dot, results[place].label)
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def number(value: float) -> str:
+    """Three digits: 0.0123, 4.56, 1,230, 7.9e+06."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{float(f'{value:.3g}'):g}"
+    return f"{value:.2g}"

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from megatron_ngpt.checkpoint.catalogue import find_checkpoint
 from megatron_ngpt.checkpoint.dcp import StoredTensors
 from megatron_ngpt.checkpoint.export import model_of_state
 from megatron_ngpt.checkpoint.exported import CONFIG, model_of, read_config
@@ -15,7 +14,7 @@ from megatron_ngpt.errors import CheckpointError
 
 
 class Weights:
-    """A model's parameters; nothing but the one asked for is in memory.
+    """The parameters of a checkpoint or an exported directory; nothing but the one asked for is in memory.
 
     Attributes:
         label: what the model is called in tables and figures.
@@ -23,19 +22,21 @@ class Weights:
         vocabulary: entries of the vocabulary, V.
         records: the table of parameters.
         step: at which the checkpoint was written; None for an export.
+        recipe: of the run that wrote the checkpoint, as its state has it; empty for an export.
 
     Raises ConfigError or CheckpointError where there is no whole model.
     """
 
     def __init__(self, path: Path, label: str):
-        self.label, self.step = label, None
+        self.label, self.step, self.recipe = label, None, {}
         if (path / CONFIG).is_file():
             self.model = model_of(read_config(path, "MODEL"), "MODEL")
             self.vocabulary, self._source = self.model.vocab, ExportedTensors(path, "MODEL")
         else:
-            self._source = StoredTensors(find_checkpoint(path, "MODEL"))
+            self._source = StoredTensors(path)
             state = self._source.state
-            self.model, self.vocabulary, self.step = model_of_state(state), state["vocabulary"], state["step"]
+            self.model, self.vocabulary = model_of_state(state), state["vocabulary"]
+            self.step, self.recipe = state["step"], state["recipe"]
         self.records = parameter_table(self.model, self.vocabulary)
         if isinstance(self._source, ExportedTensors):
             check_tensors(self._source.shapes, self.records, "MODEL")
@@ -44,7 +45,8 @@ class Weights:
         """A parameter as memory holds it, fp32, of its record's shape. Raises DamagedError, or CheckpointError if it is not finite."""
         record = self.records[name]
         if isinstance(self._source, ExportedTensors):
-            values = self._source.read(record, slice(None), slice(None)).float().reshape(record.shape) / record.factor
+            values = self._source.read(record, slice(None), slice(None)).float().reshape(record.shape)
+            values = values / record.factor if record.factor != 1 else values
         else:
             values = self._source.read(name)
         if not torch.isfinite(values).all():
@@ -54,5 +56,15 @@ class Weights:
     def effective(self, name: str) -> torch.Tensor:
         """A parameter as it acts: matrices [outputs, inputs], scales with their effective values; fp32."""
         record, values = self.records[name], self.stored(name)
-        values = values.t() if record.transposed else values * record.factor
+        if record.transposed:
+            return values.t()
+        values = values * record.factor if record.factor != 1 else values
         return values.abs() if record.absolute else values
+
+    def described(self) -> str:
+        """In a line: kind, size, and where it stands."""
+        model, parameters = self.model, sum(record.size for record in self.records.values())
+        heads = f"{model.heads} heads" + (f" over {model.groups} keys" if model.groups != model.heads else "")
+        stands = "an export" if self.step is None else f"step {self.step:,}"
+        shape = f"{model.layers} layers × {model.hidden}, {heads}, vocabulary {self.vocabulary:,}"
+        return f"{model.arch}, {parameters:,} parameters ({shape}), {stands}"

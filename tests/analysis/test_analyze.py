@@ -6,24 +6,28 @@ import subprocess
 
 import numpy as np
 import pytest
-import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
 
-from megatron_ngpt.analysis.analyze import analyse, run
+from megatron_ngpt.analysis.analyze import Choices, analyse, labels, run
+from megatron_ngpt.analysis.texts import open_text
 from megatron_ngpt.analysis.weights import Weights
+from megatron_ngpt.checkpoint.catalogue import find_checkpoint
 from megatron_ngpt.checkpoint.export import export
 from megatron_ngpt.checkpoint.saver import save
 from megatron_ngpt.config.recipe import Data, Dataset, Recipe, Training
 from megatron_ngpt.data.writer import IndexedWriter
-from megatron_ngpt.errors import ConfigError, DataError
-from tests.checkpoint.layouts import MODEL, VOCABULARY, Layout, build, fill, run_ranks
+from megatron_ngpt.errors import ConfigError, DataError, NgptError
+from tests.checkpoint.layouts import MODEL, VOCABULARY, Layout, build, fill
 from tests.checkpoint.test_hub_llama import make_llama
 from tests.checkpoint.trained import make_model, save_run
+from tests.on_ranks import on_ranks
 
 LAYOUTS = {"one": Layout(), "tensor": Layout(tensor=2), "mixed": Layout(tensor=2, data=2, partition=True), "pipeline": Layout(pipeline=2)}
 
 
-def save_worker(rank, layout, path):
-    shards, optimizer = build(layout, rank)
+def save_worker(layout, path):
+    shards, optimizer = build(layout, dist.get_rank())
     fill(shards, optimizer, 7, 0)
     recipe = Recipe(model=MODEL, data=Data(tokenizer="none", train=[Dataset(prefix="none")]), training=Training(output="none"))
     save(path, shards, None, {"step": 3, "tokens": 1, "recipe": recipe.model_dump(mode="json"), "vocabulary": VOCABULARY})
@@ -32,7 +36,7 @@ def save_worker(rank, layout, path):
 @pytest.fixture(scope="module", params=LAYOUTS)
 def saved(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("analysis") / "checkpoint"
-    run_ranks(LAYOUTS[request.param].ranks, save_worker, LAYOUTS[request.param], path)
+    on_ranks(LAYOUTS[request.param].ranks, save_worker, LAYOUTS[request.param], path, seconds=200)
     return path
 
 
@@ -82,18 +86,32 @@ def models(tmp_path_factory):
     return directory
 
 
-def test_an_export_has_the_runs_numbers(models):
-    mine, theirs = (analyse(Weights(models / name, name), torch.tensor([3, 1, 4]), 6) for name in ("ngpt", "exported"))
+@pytest.fixture(scope="module")
+def data(models):
+    return write_data(models / "data", [1, 2, 2, 3, 3, 3, 32, 5])
+
+
+def test_an_export_has_the_runs_numbers(models, data):
+    both = [Weights(find_checkpoint(models / "ngpt", "MODEL"), "ngpt"), Weights(models / "exported", "exported")]
+    mine, theirs = (analyse(weights, open_text(weights, data, 3), 6) for weights in both)
     for one, other in zip(mine.spectra, theirs.spectra, strict=True):
         np.testing.assert_array_equal(one.values, other.values)
     np.testing.assert_allclose(mine.scales.qk, theirs.scales.qk, rtol=1e-6)
     assert [e.largest for e in mine.jacobians] == pytest.approx([e.largest for e in theirs.jacobians], rel=1e-4)
 
 
+def test_a_llamas_matrices_are_those_that_transformers_saved(models):
+    tensors = load_file(models / "llama" / "model.safetensors")
+    found = analyse(Weights(models / "llama", "llama"), None, 1)
+    assert found.scales is None and not found.jacobians
+    (of_output,) = (s for s in found.spectra if (s.matrix, s.layer, s.head) == ("o", 1, 2))
+    columns = tensors["model.layers.1.self_attn.o_proj.weight"].double().numpy()[:, 12:18]
+    np.testing.assert_allclose(of_output.values, np.linalg.svd(columns, compute_uv=False), rtol=1e-9)
+
+
 @pytest.fixture(scope="module")
-def report(models):
-    data = write_data(models / "data", [1, 2, 2, 3, 3, 3, 32, 5])
-    run([models / "ngpt", models / "llama"], models / "report", data, 6, 5, 1e-3)
+def report(models, data):
+    run([models / "ngpt", models / "llama"], models / "report", Choices(data, tokens=6, steps=5))
     return models / "report"
 
 
@@ -110,20 +128,47 @@ def test_what_is_written(report):
 
 
 def test_what_is_in_the_way_is_left(models, report, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in report.iterdir()}
     with pytest.raises(ConfigError, match=r"--out: .* exists"):
-        run([models / "ngpt"], report, None, 6, 5, 1e-3)
+        run([models / "ngpt"], report, Choices())
+    assert {path: path.stat().st_mtime_ns for path in report.iterdir()} == before
     with pytest.raises(DataError, match="holds token id 99, and ngpt knows 33"):
-        run([models / "ngpt"], models / "new", write_data(models / "foreign", [1, 99]), 6, 5, 1e-3)
+        run([models / "ngpt"], models / "new", Choices(write_data(models / "foreign", [1, 99])))
+    with pytest.raises(ConfigError, match="is no checkpoint; valid is a run directory"):
+        run([models / "ngpt", models], models / "new", Choices())
+    monkeypatch.setattr("megatron_ngpt.analysis.analyze.write_tables", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(NgptError, match="new could not be written: No space left"):
+        run([models / "exported"], models / "new", Choices())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs matplotlib"):
-        run([models / "ngpt"], models / "new", None, 6, 5, 1e-3)
+        run([models / "ngpt"], models / "new", Choices())
     assert not list(models.glob("new*"))
+
+
+def test_a_run_is_looked_at_with_its_own_text(tmp_path):
+    data = write_data(tmp_path / "data", range(33))
+    made = save_run(tmp_path / "run", make_model())
+    state = Weights(made, "run")
+    assert open_text(state, None, 4) is None  # its recipe names no dataset that is there
+    state.recipe["data"] |= {"train": [{"prefix": "gone"}], "valid": [{"prefix": "gone"}, {"prefix": data}]}
+    text = open_text(state, None, 4)
+    assert text.name == data and text.tokens_T.tolist() == [0, 1, 2, 3] and text.counts_V.tolist() == [1] * 33
+
+
+def test_models_are_called_by_what_tells_them_apart(tmp_path):
+    runs, step = tmp_path / "runs", "checkpoints/step-00000200"
+    assert labels([runs / "a", runs / "b"]) == ["a", "b"]
+    assert labels([runs / "a" / step, runs / "b" / step]) == ["a/step-00000200", "b/step-00000200"]
+    assert labels([runs / "x" / "a", runs / "y" / "a", runs / "x" / "a"])[1:] == ["y/a", "x/a (3)"]
 
 
 @pytest.mark.heavy
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium to open the report")
 def test_the_report_opens_in_a_browser(report, tmp_path):
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,3000", f"--user-data-dir={tmp_path / 'profile'}"]
+    page = (report / "report.html").as_uri()
     picture = tmp_path / "page.png"
-    subprocess.run(["chromium", *options, f"--screenshot={picture}", (report / "report.html").as_uri()], check=True, timeout=120)
+    subprocess.run(["chromium", *options, f"--screenshot={picture}", page], check=True, timeout=120)
     assert picture.stat().st_size > 50_000
+    shown = subprocess.run(["chromium", *options, "--dump-dom", page], check=True, timeout=120, capture_output=True, text=True).stdout
+    assert "Condition numbers" in shown and shown.count("<img") == 5

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from megatron_ngpt.analysis.function import Network
-from megatron_ngpt.analysis.jacobian import extremes
+from megatron_ngpt.analysis.jacobian import extremes, golub_kahan, last_of
 from megatron_ngpt.analysis.weights import Weights
 from tests.checkpoint.trained import make_model, save_run
 
@@ -16,8 +16,7 @@ TOKENS = torch.tensor([3, 14, 15, 9])
 def network(request, tmp_path_factory):
     changes = {"arch": "ngpt", "update": "slerp"} if request.param == "slerp" else {"arch": request.param}
     path = tmp_path_factory.mktemp(request.param)
-    save_run(path, make_model(**changes))
-    return Network(Weights(path, request.param), TOKENS)
+    return Network(Weights(save_run(path, make_model(**changes)), request.param), TOKENS)
 
 
 def dense(network: Network, numbers: range) -> np.ndarray:
@@ -44,25 +43,38 @@ def tangent_basis(h_TD: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("block", [0, 1, None])
-def test_with_all_steps_they_are_the_dense_jacobians(network, block):
+def test_with_all_steps_they_are_the_dense_jacobians(network, block, monkeypatch):
+    monkeypatch.setattr("megatron_ngpt.analysis.jacobian.NEAR", -1.0)  # never near enough to end
     wanted = dense(network, range(2) if block is None else range(block, block + 1))
     found = extremes(network, block, steps=1000)
     assert found.exact and found.steps == network.size
     np.testing.assert_allclose([found.largest, found.smallest], [wanted[0], wanted[-1]], rtol=1e-3)
 
 
-def test_few_steps_bound_from_inside(network):
+def test_few_steps_bound_from_inside(network, monkeypatch):
+    monkeypatch.setattr("megatron_ngpt.analysis.jacobian.NEAR", -1.0)
     wanted, before = dense(network, range(2)), None
     for steps in (4, 12, 30):
         found = extremes(network, None, steps)
         assert not found.exact and found.steps == steps
         assert found.largest <= wanted[0] * (1 + 1e-4) and found.smallest >= wanted[-1] * (1 - 1e-4)
+        for value, residual in ((found.largest, found.largest_residual), (found.smallest, found.smallest_residual)):
+            assert np.abs(wanted - value).min() <= residual + 1e-4 * wanted[0]
         assert before is None or (found.largest >= before.largest * (1 - 1e-6) and found.smallest <= before.smallest * (1 + 1e-6))
         before = found
     assert found.largest > 0.95 * wanted[0]
 
 
+def test_they_end_when_both_are_known():
+    values = torch.linspace(1, 2, 500, dtype=torch.float64)
+    values[0], values[-1] = 0.2, 5.0  # stand alone: a few steps find them
+    growing = golub_kahan(lambda v: values * v, lambda u: values * u, (lambda v: v, lambda u: u), torch.ones(500, dtype=torch.float64))
+    found = last_of(None, growing, 500, 400)
+    assert found.converged and not found.exact and found.steps <= 60
+    np.testing.assert_allclose([found.largest, found.smallest], [5.0, 0.2], rtol=1e-3)
+
+
 def test_blocks_that_do_not_fit_are_read_in_turn(network, monkeypatch):
     monkeypatch.setattr("megatron_ngpt.analysis.function.KEPT_BYTES", 0)
     streamed = Network(network.weights, TOKENS)
-    assert streamed._kept is None and extremes(streamed, None, 5) == extremes(network, None, 5)
+    assert extremes(streamed, None, 5) == extremes(network, None, 5) and len(streamed._kept) == 1
