@@ -76,7 +76,7 @@ def _matrices(results: list[Result], tolerance: float) -> Html:
             name = f"W_{matrix}" + (", heads" if matrix in "qkvo" else "")
             values = [number(f(conditions)) for f in (min, np.median, max)]
             rows.append([name if place == 0 else "", _name(results, place), *values, f"{full} of {len(parts)}", f"{least:.0%}"])
-    return table(["matrix", "model", "best", "median", "worst", "full rank", "least rank"], rows)
+    return table(["matrix", "model", "best", "median", "worst", "full rank", "lowest rank"], rows)
 
 
 def _every_head(results: list[Result]) -> Html:
