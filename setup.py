@@ -54,7 +54,7 @@ setup(
         "pyarrow",
     ],
     extras_require={
-        "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "matplotlib", "megatron-core==0.16.1", "lm-eval", "wandb"],
+        "test": ["pytest", "pytest-timeout", "hypothesis", "ruff", "matplotlib", "megatron-core==0.16.1", "lm-eval", "wandb", "selenium"],
         "study": ["scipy", "matplotlib"],
         "eval": ["lm-eval"],
         "hf": ["transformers"],

@@ -101,6 +101,10 @@ def check(
 
     arguments = parse([recipe, *context.args])
     ready = preflight(arguments.recipe, arguments.overrides, ranks)
+    if ready.recipe.training.eval_tasks:
+        from megatron_ngpt.training.evaluation import find_tasks
+
+        find_tasks(ready.recipe)
     print(summary(ready))
     for line in (*ready.notes, *space_warnings(ready), *in_use(ready)):
         print(line, file=sys.stderr)
@@ -174,7 +178,7 @@ def harness(
     --tasks paper: those by which nGPT was judged, arc_easy, hellaswag, winogrande, wsc273 and lambada_openai.
     On several ranks (torchrun --nproc_per_node N -m megatron_ngpt harness ...) those beyond tensor · pipeline share the documents.
     """
-    from megatron_ngpt.inference.harness import run
+    from megatron_ngpt.inference.tasks import run
 
     run(model, tasks, include_path, limit, batch_size, output, tensor, pipeline)
 

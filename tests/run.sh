@@ -8,20 +8,24 @@ set -euo pipefail
 source "$(dirname "$0")/../launch/setup_env.sh"
 cd "$REPOSITORY"
 
-# The tests of several hosts use network namespaces, sshd and pdsh. Where these can't be had, the tests say so.
+# The tests of several hosts use network namespaces, sshd and pdsh, heavy ones a browser. Where these can't be had, the tests say so.
 install_system_packages() {
   local missing=()
   command -v ip > /dev/null || missing+=(iproute2)
   [ -x /usr/sbin/sshd ] || missing+=(openssh-server)
   command -v ssh > /dev/null || missing+=(openssh-client)
   command -v pdsh > /dev/null || missing+=(pdsh)
+  if [[ " $* " =~ \ heavy\ |browser ]]; then # a large package
+    command -v chromium > /dev/null || missing+=(chromium)
+    command -v chromedriver > /dev/null || missing+=(chromium-driver)
+  fi
   [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null || return 0
   echo "Installing ${missing[*]} ..."
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } > /dev/null ||
     echo "Could not install ${missing[*]}." >&2
 }
 
-install_system_packages
+install_system_packages "$@"
 set_up_environment test,study,hf
 export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec python -m pytest -m "not heavy" "$@"

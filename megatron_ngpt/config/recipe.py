@@ -174,6 +174,9 @@ class Training(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="fixes the initial model and the order of the data")
     eval_every: NotNegative = Field(0, description="steps between evaluations; 0 = none")
     eval_batches: Positive = Field(10, description="global batches an evaluation reads from each validation dataset")
+    eval_tasks: list[Text] = Field([], description="tasks of lm-eval that every evaluation runs, by name")
+    eval_tasks_path: Text | None = Field(None, description="directory of task files of your own")
+    eval_tasks_limit: Positive | None = Field(None, description="first documents of each task; null = all")
     log_every: Positive = Field(1, description="steps between lines of metrics.jsonl")
     output: Text = Field(description="run directory")
     recompute: Literal["none", "selective", "full"] = Field(

@@ -130,6 +130,8 @@ def _run(recipe: Recipe) -> Iterator[str]:
     held = recipe.model.context // max(1, recipe.parallel.context)
     if training.ffn_chunks > held:
         yield f"training.ffn_chunks = {training.ffn_chunks}: a rank has {held} tokens of each sample; choose at most that many"
+    if training.eval_tasks and not training.eval_every:
+        yield f"training.eval_tasks = {training.eval_tasks}: training.eval_every is 0, and there are no evaluations; choose when they are"
     if recipe.training.eval_every and not recipe.data.valid:
         yield f"training.eval_every = {recipe.training.eval_every}: data.valid is empty; add a dataset there or choose 0"
     if recipe.checkpoint.initial and recipe.checkpoint.resume not in ("auto", "never"):

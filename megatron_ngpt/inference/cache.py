@@ -61,9 +61,10 @@ class KeyValueCache:
         self._model, self.device = module.blueprint.model, next(module.parameters()).device
         self.lengths = torch.zeros(rows, dtype=torch.int64)
         self.capacity, self._most = 0, most
+        dtype = next(module.parameters()).dtype  # also of keys and values
         shape = (rows, self._model.groups // module.blueprint.grid.tensor.size, 0, self._model.head_size)
         self.layers = [
-            LayerPast(self, torch.zeros(shape, device=self.device), torch.zeros(shape, device=self.device))
+            LayerPast(self, *(torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2)))
             for layer in module.layers
             if isinstance(layer, Block)
         ]

@@ -1,4 +1,4 @@
-"""`ngpt harness`: the tasks of lm-eval, EleutherAI's evaluation harness, on a model.
+"""A model as lm-eval, EleutherAI's evaluation harness, sees it; `tasks.py` runs its tasks.
 
 lm-eval asks for three things: how likely a continuation is after a context, how likely a whole text is, and what the model writes.
 Continuations of the same context (the answers of a multiple choice) share one pass over it.
@@ -6,38 +6,29 @@ Continuations of the same context (the answers of a multiple choice) share one p
 
 import json
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megatron_ngpt.checkpoint.files import write_text
-from megatron_ngpt.errors import ConfigError, DataError
+from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.inference.continuation import Continuation
 from megatron_ngpt.inference.generate import continue_batch
 from megatron_ngpt.inference.likelihood import Scored, score
-from megatron_ngpt.inference.load import LoadedModel, load_model
-from megatron_ngpt.inference.ranks import joined, shown
+from megatron_ngpt.inference.load import LoadedModel
+from megatron_ngpt.inference.ranks import shown
 from megatron_ngpt.parallel.together import leads
 
 try:
-    from lm_eval import simple_evaluate
     from lm_eval.api.model import TemplateLM
-    from lm_eval.tasks import TaskManager
-    from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window, make_table
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    from megatron_ngpt.inference.harness_options import Options, check_tasks, read_options
+    from megatron_ngpt.inference.harness_options import Options, read_options
 except ModuleNotFoundError as error:
-    if error.name != "lm_eval":
+    if (error.name or "").partition(".")[0] != "lm_eval":
         raise
     raise ConfigError("ngpt harness: lm-eval is not installed; pip install -e '.[eval]'") from None
-
-
-PAPER = ("arc_easy", "hellaswag", "winogrande", "wsc273", "lambada_openai")  # by which nGPT was judged beside GPT
 
 
 class HarnessModel(TemplateLM):
@@ -177,73 +168,3 @@ def _alike(requests: list, batch: int) -> Iterator[tuple[list[int], Options]]:
         options = read_options(json.loads(key), "--tasks")
         parts += [(numbers[first : first + batch], options) for first in range(0, len(numbers), batch)]
     yield from shown(parts, "continuations")
-
-
-def run(
-    model: Path, tasks: list[str], include_path: Path | None, limit: int | None, batch: int, output: Path | None,
-    tensor: int, pipeline: int,
-) -> None:
-    """The command: rank 0 prints lm-eval's table of results, and writes them to `output`.
-
-    Raises:
-        ConfigError: no such task, or one that the model's context is too short for.
-        DataError: a task's data is neither on this machine nor within reach.
-    """
-    if include_path and not include_path.is_dir():
-        raise ConfigError(f"--include_path {include_path}: no such directory; give the one that holds your tasks' YAML files")
-    _check_output(output)
-    with joined(tensor, pipeline) as grid, redirect_stdout(sys.stderr):  # data sets tell what they do
-        manager = Manager(include_path=str(include_path) if include_path else None)
-        chosen = find_tasks([name for word in tasks for name in word.split(",") if name], manager)
-        loaded = HarnessModel(load_model(model, grid=grid), batch)
-        try:
-            results = simple_evaluate(loaded, tasks=chosen, task_manager=manager, limit=limit, batch_size=batch, log_samples=False)
-        except OSError as error:
-            raise DataError(f"--tasks {', '.join(tasks)}: a task's data could not be read: {str(error).splitlines()[0]}") from None
-    if not grid.world.first:
-        return
-    print(make_table(results))
-    if results.get("groups"):
-        print(make_table(results, "groups"))
-    if output:
-        write_text(output, json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False) + "\n")
-
-
-class Manager(TaskManager):
-    """lm-eval's tasks; those that ask for what is not done here are refused as soon as they are loaded, before the model works."""
-
-    def load(self, *args, **kwargs):
-        """As lm-eval's; raises ConfigError for each task that asks too much."""
-        loaded = super().load(*args, **kwargs)
-        check_tasks(loaded["tasks"])
-        return loaded
-
-
-def _check_output(output: Path | None) -> None:
-    """Refuse a place for the results that they can't be written to, before the work is done."""
-    if output is None:
-        return
-    if output.is_dir():
-        raise ConfigError(f"--output {output}: is a directory; give a file in it, such as {output / 'results.json'}")
-    if not output.parent.is_dir():
-        raise ConfigError(f"--output {output}: no directory {output.parent}; make it, or choose another")
-    try:
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(f"--output {output}: cannot write in {output.parent}: {error.strerror}; choose another") from None
-
-
-def find_tasks(names: list[str], manager: TaskManager) -> list[str]:
-    """The tasks and groups that names, or patterns such as `mmlu_*`, mean; `paper`: `PAPER`. Raises ConfigError for those that lm-eval
-    does not know."""
-    if not names:
-        raise ConfigError("--tasks: names no task; give some, such as --tasks hellaswag,arc_easy, or the paper's: --tasks paper")
-    if not manager.match_tasks(["paper"]):  # one of --include_path would win
-        names = [task for name in names for task in (PAPER if name == "paper" else (name,))]
-    found = {name: manager.match_tasks([name]) for name in names}
-    unknown = [name for name, tasks in found.items() if not tasks]
-    if unknown:
-        said = "lm-eval has no such task; `lm-eval ls tasks` lists its own, --include_path adds yours"
-        raise ConfigError(*(f"--tasks {name}: {said}" for name in unknown))
-    return list(dict.fromkeys(task for tasks in found.values() for task in tasks))

@@ -48,13 +48,13 @@ def read_options(given: dict, where: str) -> Options:
     return Options(found["until"], found["max_gen_toks"], sampling)
 
 
-def check_tasks(tasks: dict) -> None:
-    """Refuse the loaded tasks (by name) that ask for what is not done here, all problems at once."""
+def check_tasks(tasks: dict, key: str) -> None:
+    """Refuse the loaded tasks (by name; `key` named them) that ask for what is not done here, all problems at once."""
     problems = []
     for name, task in tasks.items():
         if task.OUTPUT_TYPE == "generate_until":
             try:
-                read_options(dict(task.config.generation_kwargs or {}), f"--tasks {name}")
+                read_options(dict(task.config.generation_kwargs or {}), f"{key} {name}")
             except ConfigError as error:
                 problems += error.problems
     if problems:

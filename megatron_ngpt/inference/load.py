@@ -131,10 +131,10 @@ def _build(model: Model, vocabulary: int, mask_documents: bool, grid: RankGrid) 
     check_layout(model, grid)
     blueprint = Blueprint(model, vocabulary, grid, context_kind=context_kind(model, grid), mask_documents=mask_documents)
     with choose_device():
-        return Decoder(blueprint, _stage(blueprint)).eval()
+        return Decoder(blueprint, stage_of(blueprint)).eval()
 
 
-def _stage(blueprint: Blueprint) -> slice:
+def stage_of(blueprint: Blueprint) -> slice:
     """The layers of this rank's pipeline stage, divided as in training."""
     axis = blueprint.grid.pipeline
     bounds = stages_of(blueprint.model, blueprint.vocabulary, axis.size)

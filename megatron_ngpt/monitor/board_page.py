@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+from tensorboard.plugins.hparams import metadata as hparams
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config_pb, hparams_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.util.tensor_util import make_tensor_proto
@@ -14,6 +16,7 @@ from megatron_ngpt.monitor.logger import RunInfo
 from megatron_ngpt.monitor.table import METRICS
 
 COMPARED = ("model", "parallel", "optimizer", "schedule", "training")  # sections whose keys are hyper-parameters
+FIRST = ("model.arch", "model.hidden", "model.layers", "optimizer.lr", "training.global_batch")  # the five columns that are seen at once
 ELSEWHERE = ("training.output", "training.profile")  # of those, what makes no other model
 
 
@@ -22,7 +25,7 @@ def front_matter(run: RunInfo) -> Iterator[Summary]:
     yield text_pb("recipe", verbatim(dump_recipe(run.recipe), "yaml"))
     found = hyper_parameters(run.recipe.model_dump(mode="json"))
     losses = [Metric(METRICS["loss"].tag, display_name="loss"), Metric(METRICS["valid_loss"].tag, "../validation", "validation loss")]
-    yield hparams_config_pb([HParam(name) for name in found], losses)
+    yield _experiment(found, losses)
     yield hparams_pb(found, trial_id=str(run.output))
     yield layout()
 
@@ -44,6 +47,17 @@ def hyper_parameters(recipe: dict) -> dict[str, bool | float | str]:
         collect(section, recipe[section])
     collect("deepspeed", recipe["deepspeed"])
     return found
+
+
+def _experiment(found: dict, losses: list[Metric]) -> Summary:
+    """Which hyper-parameters and losses the tab HParams has. It shows those first that differ, as far as it is told."""
+    summary = hparams_config_pb([HParam(name) for name in found], losses)
+    [value] = summary.value
+    experiment = hparams.parse_experiment_plugin_data(value.metadata.plugin_data.content)
+    for info in experiment.hparam_infos:
+        info.differs = info.name in FIRST
+    value.metadata.CopyFrom(hparams.create_summary_metadata(HParamsPluginData(experiment=experiment)))
+    return summary
 
 
 def layout() -> Summary:

@@ -10,7 +10,7 @@ from megatron_ngpt.monitor.logger import RunInfo
 from megatron_ngpt.monitor.loggers import Loggers
 from megatron_ngpt.monitor.metrics import MetricsLog, metrics_file
 from megatron_ngpt.monitor.progress import ProgressView
-from megatron_ngpt.monitor.table import Value
+from megatron_ngpt.monitor.table import Value, unhealthy
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Monitor:
         self._metrics = MetricsLog(metrics_file(output))
         self._metrics.cut_after(start_step)
         self._events = EventLog(output)
-        self._told = False
+        self._told, self._unhealthy = False, {}.keys()
         self._progress = ProgressView(recipe.training.steps, start_step, console)
         self._loggers = Loggers(recipe.monitor.loggers, RunInfo(output, recipe, start_step), self.message)
 
@@ -37,6 +37,8 @@ class Monitor:
         """The values known after a step (1-based), by the names that they have in the table of metrics (`monitor/table.py`)."""
         if not self._writes:
             return
+        if "loss" in values:
+            values = values | self._judged(step, values)
         self._metrics.append({"step": step} | values)
         self._tell_problem()
         self._loggers.scalars(step, values)
@@ -84,6 +86,14 @@ class Monitor:
         self._tell_problem()
         self._loggers.close()
         self._progress.close()
+
+    def _judged(self, step: int, values: dict[str, Value]) -> dict[str, Value]:
+        """How many values are out of their range; which, where these are others than before."""
+        found = unhealthy(values)
+        if found.keys() != self._unhealthy:
+            self._unhealthy = found.keys()
+            self.text(step, "out_of_range", "\n".join(found.values()) or "every value is in its healthy range")
+        return {"out_of_range": len(found)}
 
     def _tell_problem(self) -> None:
         """Once, when a problem with `metrics.jsonl` begins."""

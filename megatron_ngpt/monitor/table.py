@@ -9,7 +9,7 @@ from typing import Literal
 from megatron_ngpt.console import show_anything
 
 Value = float | list | dict | None
-By = Literal["", "dataset"]
+By = Literal["", "dataset", "task"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Metric:
         tag: in TensorBoard; None: it is not there.
         low, high: the bounds between which it is healthy; None: no bound.
         first: it belongs on the first page, of which a person sees whether a run is well, how fast and how long still.
-        by: the value is one number, or, of each dataset, a number by name.
+        by: the value is one number, or, of each dataset or task, a number by name.
     """
 
     name: str
@@ -51,6 +51,8 @@ class Metric:
 
 TRAINING = (
     Metric("loss", "nats a token", "mean over the global batch, before the update", "1 health/loss", first=True),
+    Metric("out_of_range", "values", "numbers of this line that are outside of their healthy range; they are named in the log and, in "
+           "TensorBoard, in the text of this name", "1 health/out_of_range", high=0, first=True),
     Metric("grad_norm", "", "norm of all gradients, before clipping", "1 health/norm_of_gradients", first=True),
     Metric("lr", "", "learning rate that the update used", "training/lr"),
     Metric("tokens", "tokens", "trained on since the run began", "training/tokens"),
@@ -64,6 +66,7 @@ TRAINING = (
 )  # fmt: skip
 VALIDATION = (
     Metric("valid_loss", "nats a token", "mean over the validation datasets", "1 health/loss", first=True),
+    Metric("tasks", "", "of each task of training.eval_tasks, by the task's name and its measure", "tasks", by="task"),
     Metric("valid", "nats a token", "of each validation dataset", "validation", by="dataset"),
 )
 CHECKPOINTS = (  # of a step that is over: TensorBoard alone has them
@@ -82,8 +85,21 @@ def tagged(values: dict[str, Value]) -> dict[str, float]:
             continue
         if not metric.by:
             found[metric.tag] = value
-        elif len(value) > 1:  # one alone is what the mean says
+        elif metric.by != "dataset" or len(value) > 1:  # one alone is what the mean says
             found |= {f"{metric.tag}/{key}": number for key, number in value.items() if number is not None}
+    return found
+
+
+def unhealthy(values: dict[str, Value]) -> dict[str, str]:
+    """Those of the values (by name) that are outside of their healthy range: a line for each, which says the number and the range."""
+    found = {}
+    for name, value in values.items():
+        metric = METRICS.get(name)
+        parts = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {"": value}
+        for key, number in parts.items() if metric else ():
+            if isinstance(number, (int, float)) and not metric.healthy(number):
+                full = f"{name}/{key}" if len(parts) > 1 or key != "" else name
+                found[full] = f"{full} = {number:g}: healthy is {metric.range or 'a finite number'}"
     return found
 
 

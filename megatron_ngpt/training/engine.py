@@ -13,6 +13,8 @@ import torch.distributed as dist
 
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.data.batches import Rows
+from megatron_ngpt.data.tokenizer import Tokenizer
+from megatron_ngpt.inference.live import LiveModel, live_model
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.model.initial import initialise
@@ -104,6 +106,10 @@ class Engine:
             losses = [self.engine(inputs, targets) for inputs, targets in self._micro_batches(rows)]
         self.engine.train()
         return self._mean(losses)
+
+    def live(self, tokenizer: Tokenizer) -> LiveModel:
+        """The model as it is now, for inference."""
+        return live_model(self.engine.module, self.blueprint, self.recipe, tokenizer)
 
     def _train_plain(self, rows: Rows, losses: list[torch.Tensor], between: Callable[[], None]) -> None:
         for inputs, targets in self._micro_batches(rows):

@@ -14,7 +14,7 @@ from megatron_ngpt.checkpoint.store import CheckpointStore
 from megatron_ngpt.config.costs.work import flops_per_token
 from megatron_ngpt.config.deepspeed_json import engine_config
 from megatron_ngpt.config.grid import given_sizes
-from megatron_ngpt.data.batches import Rows, validation_batches
+from megatron_ngpt.data.batches import Rows
 from megatron_ngpt.errors import DataError, NgptError, RankError, TrainingError
 from megatron_ngpt.monitor.monitor import Monitor
 from megatron_ngpt.monitor.profiles import Profiles
@@ -22,6 +22,7 @@ from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.parallel.together import on_first_rank
 from megatron_ngpt.training.clock import Clock
 from megatron_ngpt.training.engine import Engine
+from megatron_ngpt.training.evaluation import Evaluation
 from megatron_ngpt.training.preflight import Ready, space_warnings, summary
 from megatron_ngpt.training.record import state_of
 from megatron_ngpt.training.resume import Beginning
@@ -40,7 +41,7 @@ class Trainer:
         self.ownership, self.console, self.monitor = ready.ownership, console, None
         self.stop = StopRequest(self._say, ready.ownership)
         self.tokenizer = ready.data.tokenizer
-        self.valid_data = validation_batches(self.recipe, ready.data) if self.recipe.training.eval_every else {}
+        self.evaluation = Evaluation(self.recipe, ready.data)
         self.store = CheckpointStore(self.output, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every, self._check_owned)
         beginning = Beginning(ready, self.store)
         config = engine_config(self.recipe, ready.deepspeed, self.grid.readers.size)
@@ -50,7 +51,6 @@ class Trainer:
         self.train_data = ready.batches.after(self.phases[-1].after)
         self.unread: list[Outcome] = []  # of the updates that nobody has looked at yet
         self.saved = self.begun = self.step  # the newest step of which there is a checkpoint, and the first one
-        self.broken: str | None = None  # why the last evaluation is none
         on_first_rank(self._check_owned, f"{self.output} could not be written")
         self.monitor = Monitor(self.recipe, self.step, self.grid.world.rank, console)
         if self.step < self.recipe.training.steps:
@@ -124,8 +124,8 @@ class Trainer:
                 clock.restart(self.step)
             self._tell(self.store.finished())
         self._complete_save()
-        if self.broken:
-            raise TrainingError(f"step {self.step}: {self.broken}; the checkpoint of this step is written, and its values are finite")
+        if broken := self.evaluation.broken:
+            raise TrainingError(f"step {self.step}: {broken}; the checkpoint of this step is written, and its values are finite")
         self.monitor.event("end", self.step, outcome="finished")
         self.monitor.message(f"trained to step {self.step}; checkpoint of step {self.step} in {self.store.catalogue.directory}")
 
@@ -188,20 +188,11 @@ class Trainer:
         )
 
     def _evaluate(self) -> bool:
-        """Tell the validation loss; returns whether the ranks have agreed to stop on the way, and nothing is told."""
-        losses, steps = {}, range(1, self.recipe.training.eval_batches + 1)
-        for name, source in self.valid_data.items():
-            total = 0.0
-            for step in steps:
-                try:
-                    self.stop.between()
-                except Stopped:
-                    return True
-                total += self.engine.evaluate(self._rows(source, step))
-            losses[name] = total / len(steps)
-        mean = sum(losses.values()) / len(losses)
-        self.monitor.scalars(self.step, {"valid_loss": mean, "valid": losses})
-        self.broken = None if math.isfinite(mean) else f"the validation loss is {mean}"
+        """Tell what is evaluated; returns whether the ranks have agreed to stop on the way, and nothing is told."""
+        try:
+            self.evaluation.run(self.step, self.engine, self._rows, self.stop.between, self.monitor)
+        except Stopped:
+            return True
         return False
 
     def _check_owned(self) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from megatron_ngpt.checkpoint.catalogue import Catalogue
@@ -62,7 +63,7 @@ def preflight(recipe_path: str, overrides: list[str] | tuple[str, ...], ranks: i
     opened, unfit = open_data(recipe)
     further += rules.problems(recipe, choice, ranks) + unfit
     further += output_problems(Path(recipe.training.output)) + _checkpoint_problems(recipe, opened.vocabulary)
-    further += loggers.problems(recipe.monitor.loggers)
+    further += loggers.problems(recipe.monitor.loggers) + _task_problems(recipe)
     problems += [line for line in further if not _follows_from(line, reading)]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
@@ -173,6 +174,16 @@ def _initial_problems(recipe: Recipe, vocabulary: int | None) -> list[str]:
         return differences(config, recipe.model, vocabulary, key)
     except ConfigError as error:
         return error.problems
+
+
+def _task_problems(recipe: Recipe) -> list[str]:
+    """What speaks against `training.eval_tasks` before lm-eval, which takes seconds to load, is asked for them."""
+    problems, path = [], recipe.training.eval_tasks_path
+    if recipe.training.eval_tasks and find_spec("lm_eval") is None:
+        problems.append(f"training.eval_tasks = {recipe.training.eval_tasks}: lm-eval is not installed; pip install -e '.[eval]'")
+    if path and not Path(path).is_dir():
+        problems.append(f"training.eval_tasks_path = {path}: no such directory; give the one that holds your tasks' YAML files")
+    return problems
 
 
 def _gib(count: int) -> str:

@@ -1,6 +1,7 @@
 """The monitor's files and what it shows, as a training loop drives it."""
 
 import io
+import math
 import re
 
 import pytest
@@ -64,7 +65,7 @@ def test_checkpoints_go_to_tensorboard(tmp_path):
 
 def test_every_value_in_both_files(tmp_path):
     drive(tmp_path, [1, 2])
-    assert read_metrics(tmp_path) == [{"step": step, "tokens": 100 * step, **VALUES} for step in (1, 2)]
+    assert read_metrics(tmp_path) == [{"step": step, "tokens": 100 * step, **VALUES, "out_of_range": 0} for step in (1, 2)]
     for tag, name in TAGS.items():
         assert scalars(tmp_path, tag) == [(1, pytest.approx(VALUES[name])), (2, pytest.approx(VALUES[name]))]
 
@@ -85,6 +86,17 @@ def test_a_model_without_spherical_weights(tmp_path):
     assert read_metrics(tmp_path)[0]["max_norm_error"] is None
     with pytest.raises(KeyError):
         scalars(tmp_path, "sphere/max_norm_error")
+
+
+def test_values_out_of_their_range_are_counted_and_named_when_they_change(tmp_path):
+    monitor = Monitor(recipe(tmp_path), 0, 0, io.StringIO())
+    for step, error in enumerate((1e-7, 2e-3, 3e-3, math.nan, 1e-7), 1):
+        monitor.scalars(step, VALUES | {"max_norm_error": error})
+    monitor.close()
+    assert scalars(tmp_path, "1 health/out_of_range") == [(1, 0.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 0.0)]
+    events = EventAccumulator(str(tmp_path / "training")).Reload().Tensors("out_of_range")
+    texts = [(event.step, event.tensor_proto.string_val[0].decode()) for event in events]
+    assert [step for step, _ in texts] == [2, 5] and "max_norm_error = 0.002: healthy is 0 to 1e-06" in texts[0][1]
 
 
 def test_a_resumed_run_continues_both_files(tmp_path):

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from megatron_ngpt.monitor.table import METRICS, VALIDATION, Metric, markdown, tagged
+from megatron_ngpt.monitor.table import METRICS, VALIDATION, Metric, markdown, tagged, unhealthy
 
 PAGE = Path(__file__).parents[2] / "docs" / "monitoring.md"
 
@@ -21,6 +21,16 @@ def test_a_value_is_healthy_between_its_bounds():
     bounded = Metric("x", "", "", low=0.0, high=1.0)
     assert [bounded.healthy(number) for number in (-0.1, 0.0, 1.0, 1.1, math.nan)] == [False, True, True, False, False]
     assert Metric("x", "", "").healthy(1e9) and not Metric("x", "", "").healthy(math.nan)
+
+
+def test_what_is_out_of_its_range_is_said_with_the_range():
+    by_name = {"web": math.nan, "code": 1.0}
+    values = {"max_norm_error": 0.5, "loss": math.inf, "grad_norm": math.nan, "valid": by_name, "lr": None, "more": -1.0}
+    assert unhealthy(values) == {
+        "max_norm_error": "max_norm_error = 0.5: healthy is 0 to 1e-06",
+        "grad_norm": "grad_norm = nan: healthy is a finite number",
+        "valid/web": "valid/web = nan: healthy is a finite number",
+    }
 
 
 def test_values_by_their_tags():

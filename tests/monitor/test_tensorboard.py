@@ -7,7 +7,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
 from megatron_ngpt.config.load import dump_recipe
-from megatron_ngpt.monitor.board_page import hyper_parameters, verbatim
+from megatron_ngpt.monitor.board_page import FIRST, hyper_parameters, verbatim
 from megatron_ngpt.monitor.monitor import Monitor
 from megatron_ngpt.monitor.table import METRICS
 from tests.monitor.recipes import recipe
@@ -52,6 +52,7 @@ def test_hyper_parameters(tmp_path):
     assert [(metric.name.group, metric.name.tag) for metric in experiment.metric_infos] == [
         ("", METRICS["loss"].tag), ("../validation", METRICS["valid_loss"].tag),
     ]
+    assert sorted(info.name for info in experiment.hparam_infos if info.differs) == sorted(FIRST)
     found = hyper_parameters(recipe(tmp_path).model_dump(mode="json"))
     assert "training.output" not in found and found["optimizer.betas"] == "[0.9, 0.95]" and found["model.scales.alpha.init"] == 0.05
 

@@ -1,0 +1,122 @@
+"""`ngpt harness`: the tasks of lm-eval on a model, by their names; also of a run's own evaluations."""
+
+import json
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from megatron_ngpt.checkpoint.files import write_text
+from megatron_ngpt.errors import ConfigError, DataError
+from megatron_ngpt.inference.harness import HarnessModel  # first: it says how lm-eval is installed
+from megatron_ngpt.inference.harness_options import check_tasks
+from megatron_ngpt.inference.load import LoadedModel, load_model
+from megatron_ngpt.inference.ranks import joined
+
+from lm_eval import simple_evaluate  # isort: skip
+from lm_eval.tasks import TaskManager  # isort: skip
+from lm_eval.utils import handle_non_serializable, make_table  # isort: skip
+
+
+PAPER = ("arc_easy", "hellaswag", "winogrande", "wsc273", "lambada_openai")  # by which nGPT was judged beside GPT
+
+
+class Tasks(TaskManager):
+    """lm-eval's tasks of these names, or patterns such as `mmlu_*`, found now and loaded once; `paper`: those of `PAPER`.
+
+    Those that ask for what is not done here are refused as soon as they are loaded, before the model works.
+
+    Args:
+        include_path: a directory of a user's own task files.
+        key, path_key: what gave the names and the directory, for messages.
+
+    Raises:
+        ConfigError: lm-eval has no such task.
+    """
+
+    def __init__(self, names: list[str], include_path: Path | None, key: str = "--tasks", path_key: str = "--include_path"):
+        super().__init__(include_path=str(include_path) if include_path else None)
+        self._given, self._key, self._path_key, self._loaded = ", ".join(names), key, path_key, None
+        self.names = self._find(names)
+
+    def load(self, *args, **kwargs):
+        """As lm-eval's, of the tasks of this object. Raises ConfigError for each task that asks too much."""
+        if self._loaded is None:
+            try:
+                loaded = super().load(self.names)
+            except OSError as error:
+                told = f"{self._key} {self._given}: a task's data could not be read: {str(error).splitlines()[0]}"
+                raise DataError(told) from None
+            check_tasks(loaded["tasks"], self._key)
+            self._loaded = loaded
+        return self._loaded
+
+    def evaluate(self, loaded: LoadedModel, limit: int | None, batch: int, errors: bool = True) -> dict | None:
+        """lm-eval's results on rank 0, None elsewhere (collective); of the first `limit` documents of each task, `batch` requests at once.
+        Standard errors, where `errors`, take thousands of repetitions."""
+        more = {} if errors else {"bootstrap_iters": 0}
+        model = HarnessModel(loaded, batch)
+        return simple_evaluate(model, tasks=self.names, task_manager=self, limit=limit, batch_size=batch, log_samples=False, **more)
+
+    def _find(self, names: list[str]) -> list[str]:
+        if not names:
+            raise ConfigError(f"{self._key}: names no task; give some, such as {self._key} hellaswag,arc_easy, or {self._key} paper")
+        if not self.match_tasks(["paper"]):  # one of the user's own would win
+            names = [task for name in names for task in (PAPER if name == "paper" else (name,))]
+        found = {name: self.match_tasks([name]) for name in names}
+        unknown = [name for name, tasks in found.items() if not tasks]
+        if unknown:
+            said = f"lm-eval has no such task; `lm-eval ls tasks` lists its own, {self._path_key} adds yours"
+            raise ConfigError(*(f"{self._key} {name}: {said}" for name in unknown))
+        return list(dict.fromkeys(task for tasks in found.values() for task in tasks))
+
+
+def numbers(results: dict) -> dict[str, float]:
+    """The results as numbers: `hellaswag/acc_norm`, without standard errors."""
+    found = {}
+    for task, values in results["results"].items():
+        for name, value in values.items():
+            metric, _, kind = name.partition(",")
+            if isinstance(value, (int, float)) and metric != "sample_len" and not metric.endswith("_stderr"):
+                found[f"{task}/{metric}" if kind in ("", "none") else f"{task}/{metric}_{kind}"] = float(value)
+    return found
+
+
+def run(
+    model: Path, tasks: list[str], include_path: Path | None, limit: int | None, batch: int, output: Path | None,
+    tensor: int, pipeline: int,
+) -> None:
+    """The command: rank 0 prints lm-eval's table of results, and writes them to `output`.
+
+    Raises:
+        ConfigError: no such task, or one that the model's context is too short for.
+        DataError: a task's data is neither on this machine nor within reach.
+    """
+    if include_path and not include_path.is_dir():
+        raise ConfigError(f"--include_path {include_path}: no such directory; give the one that holds your tasks' YAML files")
+    _check_output(output)
+    with joined(tensor, pipeline) as grid, redirect_stdout(sys.stderr):  # data sets tell what they do
+        found = Tasks([name for word in tasks for name in word.split(",") if name], include_path)
+        results = found.evaluate(load_model(model, grid=grid), limit, batch)
+    if not grid.world.first:
+        return
+    print(make_table(results))
+    if results.get("groups"):
+        print(make_table(results, "groups"))
+    if output:
+        write_text(output, json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False) + "\n")
+
+
+def _check_output(output: Path | None) -> None:
+    """Refuse a place for the results that they can't be written to, before the work is done."""
+    if output is None:
+        return
+    if output.is_dir():
+        raise ConfigError(f"--output {output}: is a directory; give a file in it, such as {output / 'results.json'}")
+    if not output.parent.is_dir():
+        raise ConfigError(f"--output {output}: no directory {output.parent}; make it, or choose another")
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--output {output}: cannot write in {output.parent}: {error.strerror}; choose another") from None

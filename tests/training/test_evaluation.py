@@ -1,0 +1,127 @@
+"""What an evaluation of a run in training tells: the same sample and the same results of tasks in every layout."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+from megatron_ngpt import cli
+from megatron_ngpt.monitor.metrics import read_metrics
+from megatron_ngpt.training.preflight import preflight
+from tests.distributed.ranks import Run, train
+from tests.inference.lab import COMMON, QUESTIONS, TASKS, TEXTS
+
+pytestmark = pytest.mark.usefixtures("in_repository")
+TIGHT = "--deepspeed=tests/distributed/zero3-tight.json"  # which divides small parameters too
+LAYOUTS = {
+    "tensor 2 sequence data 2": (4, ["--parallel.tensor=2", "--parallel.sequence=true", "--deepspeed=zero1"]),
+    "pipeline 2": (2, ["--parallel.pipeline=2", "--training.recompute=full"]),
+    "ZeRO-3": (2, [TIGHT]),
+    "context 2 ring": (2, ["--parallel.context=2", "--parallel.context_kind=ring", "--data.document_boundaries=ignore"]),
+    "tensor 2 pipeline 2": (4, ["--parallel.tensor=2", "--parallel.pipeline=2"]),
+    "ZeRO-3 tensor 2": (4, [TIGHT, "--parallel.tensor=2"]),
+    "offload": (2, ["--deepspeed=zero2-offload"]),
+}
+CHEAP = "pipeline 2", "ZeRO-3"
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory) -> Path:
+    """A directory of tasks and their data."""
+    directory = tmp_path_factory.mktemp("tasks")
+    lines = {"questions": [{**entry, "written": " x"} for entry in QUESTIONS], "texts": [{"text": text} for text in TEXTS]}
+    for name, content in lines.items():
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in content))
+    for name, task in TASKS.items():
+        data = directory / ("texts.jsonl" if name == "tiny_text" else "questions.jsonl")
+        (directory / f"{name}.yaml").write_text(f"task: {name}\n{COMMON.format(data=data, cache=directory / 'cache')}{task}")
+    return directory
+
+
+def own_tasks_alone(output) -> None:
+    """On a rank: without lm-eval's own 14,000 tasks, which take seconds to find."""
+    from lm_eval.tasks import TaskManager
+
+    TaskManager.__init__.__defaults__ = (None, None, False, None)
+
+
+def arguments(corpus, tasks, *more) -> list[str]:
+    valid = f"--data.valid=[{{prefix: {corpus}/b, name: held-out}}]"
+    return [
+        str(corpus / "recipe.yaml"), valid, "--training.steps=4", "--training.eval_every=2", "--training.eval_batches=1",
+        f"--training.eval_tasks=[{', '.join(TASKS)}]", f"--training.eval_tasks_path={tasks}", *more,
+    ]  # fmt: skip
+
+
+def told(output) -> list[tuple]:
+    """(step, sample, results of tasks) of each evaluation."""
+    events = EventAccumulator(str(output / "training"), tensor_size_guidance={"text": 0}).Reload().Tensors("sample")
+    samples = [(event.step, event.tensor_proto.string_val[0].decode()) for event in events]
+    results = read_metrics(output, "tasks")
+    assert [step for step, _ in samples] == [line["step"] for line in results]
+    return [(line["step"], sample, line["tasks"]) for (_, sample), line in zip(samples, results, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def alone(corpus, tasks, tmp_path_factory):
+    """One rank's run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path(__file__).parents[2])
+        output = tmp_path_factory.mktemp("alone") / "run"
+        train(1, arguments(corpus, tasks), output, before=own_tasks_alone)
+    return told(output)
+
+
+def test_one_rank_tells_all_of_it(alone):
+    assert [step for step, _, _ in alone] == [2, 4]
+    for _, sample, results in alone:
+        prompt, written = sample.split("▮")
+        assert prompt and written
+        assert set(results) == {"tiny_choice/acc", "tiny_text/bits_per_byte", "tiny_text/word_perplexity", "tiny_written/exact_match"}
+    assert alone[0][1] != alone[1][1] and alone[0][2] != alone[1][2]  # the model has moved
+
+
+@pytest.mark.parametrize("layout", [name if name in CHEAP else pytest.param(name, marks=pytest.mark.heavy) for name in LAYOUTS])
+def test_every_layout_tells_the_same(corpus, tasks, alone, tmp_path, layout):
+    ranks, options = LAYOUTS[layout]
+    train(ranks, arguments(corpus, tasks, *options), tmp_path / "run", before=own_tasks_alone)
+    found = told(tmp_path / "run")
+    assert [(step, sample) for step, sample, _ in found] == [(step, sample) for step, sample, _ in alone]
+    for (_, _, results), (_, _, expected) in zip(found, alone, strict=True):
+        assert results == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.heavy
+def test_bf16_tells_it_too(corpus, tasks, tmp_path):
+    train(2, arguments(corpus, tasks, "--deepspeed=bf16-zero2"), tmp_path / "run", before=own_tasks_alone)
+    assert [step for step, _, _ in told(tmp_path / "run")] == [2, 4]
+
+
+def test_an_unknown_task_is_refused_in_a_line_before_the_start(corpus, tasks, tmp_path):
+    run = Run(2, arguments(corpus, tasks, "--training.eval_tasks=[tiny_choice, tiny_choise]"), tmp_path / "run", before=own_tasks_alone)
+    assert run.wait() == [2, 2], run.story()
+    said = "training.eval_tasks = tiny_choise: lm-eval has no such task; `lm-eval ls tasks` lists its own, training.eval_tasks_path adds"
+    assert run.console().splitlines()[-1].startswith(said) and "Traceback" not in run.console()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_what_is_refused_before_lm_eval_is_asked(corpus, tasks, monkeypatch):
+    from megatron_ngpt.errors import ConfigError
+    from megatron_ngpt.training import preflight as module
+
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    options = ["--training.output=o", "--training.eval_every=0", "--training.eval_tasks_path=gone", "--data.valid=[]"]
+    with pytest.raises(ConfigError) as error:
+        preflight(str(corpus / "recipe.yaml"), [*arguments(corpus, tasks)[1:], *options], 1)
+    lines = sorted(error.value.problems)
+    assert len(lines) == 3 and "lm-eval is not installed; pip install -e '.[eval]'" in lines[0]
+    assert "training.eval_every is 0" in lines[1] and lines[2].startswith("training.eval_tasks_path = gone: no such directory")
+
+
+def test_ngpt_check_asks_lm_eval_too(corpus, tasks, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lm_eval.tasks.TaskManager.__init__.__defaults__", (None, None, False, None))
+    given = arguments(corpus, tasks, "--training.eval_tasks=[tiny_choise]", f"--training.output={tmp_path}/run")
+    monkeypatch.setattr(sys, "argv", ["ngpt", "check", *given])
+    assert cli.main() == 2 and "training.eval_tasks = tiny_choise: lm-eval has no such task" in capsys.readouterr().err
