@@ -3,7 +3,8 @@
     python -m benchmarks.head [--rounds N] [--output FILE.json]
 
 "At once" is the same head with all tokens in one chunk but the gradient in a tensor of its own, as autograd makes it from a compiled
-product and torch's cross-entropy; "torch" is `F.linear_cross_entropy` with chunks of its own. All in turn, in every round.
+product and torch's cross-entropy; "torch" is `F.linear_cross_entropy` with chunks of its own. All in turn, in every round. Then the
+peak of a whole model's forward and backward at the longer length, with its own head and with the one at once.
 """
 
 import argparse
@@ -21,12 +22,16 @@ from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOpti
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import write
+from megatron_ngpt.config.recipe import Model
+from megatron_ngpt.model.blueprint import Blueprint
+from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.parallel.grid import Axis
 from megatron_ngpt.parallel.head_loss import VocabularyHead
 from megatron_ngpt.parallel.products import product
 
 HIDDEN, VOCABULARY = 512, 32_000
 TOKENS = (2048, 16384)
+MODEL = {"hidden": 256, "layers": 4, "heads": 4, "context": TOKENS[-1]}
 
 
 def variants(compiled: bool) -> dict[str, Callable]:
@@ -64,6 +69,18 @@ def peak(loss: Callable, inputs: list[torch.Tensor], targets: torch.Tensor) -> i
     return int(np.cumsum([nbytes for _, nbytes in sorted(moves, key=lambda move: move[0])]).max())
 
 
+def step_peak(compiled: bool, in_chunks: bool) -> int:
+    """The most bytes that a model's forward and backward add to its weights, gradients included, on one sample."""
+    module = Decoder(Blueprint(Model(**MODEL), VOCABULARY, compile=compiled)).bfloat16()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=MODEL["hidden"] ** -0.5)
+    if not in_chunks:
+        module.layers[-1].losses.mean_loss = variants(compiled)["at once"]
+    tokens = torch.randint(VOCABULARY, (1, MODEL["context"]))
+    module(tokens, tokens).backward()  # compiles
+    return peak(lambda *_: module(tokens, tokens), list(module.parameters()), tokens)
+
+
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -94,6 +111,11 @@ def main() -> None:
                 share = statistics.median(a / b for a, b in zip(row["seconds"], times["at once"], strict=True))
                 seconds = 1000 * statistics.median(row["seconds"])
                 print(f"| {tokens:,} | {mode} | {name} | {seconds:.0f} | {share:.2f} | {row['bytes'] / 2**20:,.0f} |", flush=True)
+    print("\n| a model's step | in chunks, peak MiB | at once, peak MiB | ratio |\n| --- | --- | --- | --- |")
+    steps = {mode: [step_peak(mode == "compiled", in_chunks) for in_chunks in (True, False)] for mode in ("eager", "compiled")}
+    for mode, (ours, theirs) in steps.items():
+        print(f"| {mode} | {ours / 2**20:,.0f} | {theirs / 2**20:,.0f} | {ours / theirs:.2f} |", flush=True)
+    result["step"] = {"model": MODEL, "bytes in chunks, at once": steps}
     write(options.output, {"hidden": HIDDEN, "vocabulary": VOCABULARY, "dtype": "bfloat16", "results": result})
 
 

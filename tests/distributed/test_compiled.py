@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.distributed.layouts import Layout, cut, difference, zero
+from tests.distributed.layouts import Layout, cut, difference, spread, zero
 
 pytestmark = [pytest.mark.usefixtures("in_repository"), pytest.mark.heavy, pytest.mark.timeout(900)]
 COMPILED = {"training.compile": "true"}
@@ -15,6 +15,8 @@ COMPILED = {"training.compile": "true"}
         Layout("tensor 2, sequence, recompute", 2, cut(2, sequence=True) | COMPILED | {"training.recompute": "full"}),
         Layout("pipeline 2, masked blend", 2, cut(pipeline=2) | COMPILED, "blend, masked documents"),
         Layout("gpt, tensor 2", 2, cut(2) | COMPILED, "gpt"),
+        Layout("tensor 2, selective, chunks", 2, cut(2) | COMPILED | {"training.recompute": "selective", "training.ffn_chunks": "4"}),
+        Layout("context 2, ring, masked blend", 2, spread("ring", 2) | COMPILED, "blend, masked documents"),
     ],
     ids=lambda layout: layout.name,
 )

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_ngpt import cli
 from megatron_ngpt.checkpoint.export import export
-from megatron_ngpt.config.recipe import Model
+from megatron_ngpt.config.recipe import Model, RopeScaling
 from megatron_ngpt.errors import ConfigError, DataError
 from megatron_ngpt.inference.evaluate import evaluate
 from megatron_ngpt.inference.generate import Request, continue_prompts
@@ -24,6 +24,7 @@ from tests.on_ranks import on_ranks
 
 LAYOUTS = {"tensor 2": (2, 2, 1), "pipeline 2": (2, 1, 2), "data 2": (2, 1, 1), "tensor 2 data 2": (4, 2, 1), "2 2 2": (8, 2, 2)}
 PROMPTS = ["import os", "def main(argv):\n    return", "", "x", "parser.add_argument("]
+SCALED = RopeScaling(kind="yarn", factor=6.0)
 GREEDY, DRAWN = Request(12, Sampling(0.0), []), Request(12, Sampling(1.0, 0.9, seed=2), ["e"], batch=2)
 
 
@@ -68,7 +69,7 @@ def test_every_layout_is_the_model(runs, layout):
 def evaluated(context: int, tensor: int, model: Path, data: str, length: int) -> dict | str:
     """What a rank finds with windows over context ranks; a refusal as its text."""
     try:
-        loaded = load_model(model, mask_documents=None, grid=make_grid(tensor=tensor, context=context))
+        loaded = load_model(model, mask_documents=None, grid=make_grid(tensor=tensor, context=context), scaling=SCALED)
         return evaluate(loaded, data, length) | {"kind": loaded.module.blueprint.context_kind}
     except ConfigError as error:
         return str(error)
@@ -76,9 +77,10 @@ def evaluated(context: int, tensor: int, model: Path, data: str, length: int) ->
 
 @pytest.mark.parametrize(("ranks", "context", "tensor", "kind"), [(2, 2, 1, "ulysses"), (4, 2, 2, "ulysses"), (3, 3, 1, "ring")])
 def test_windows_over_context_ranks_have_the_loss_of_one(runs, ranks, context, tensor, kind):
-    """Documents kept apart; longer than the model's own context; a ring where the heads do not divide."""
+    """Documents kept apart; longer than the model's own context, with scaled positions; a ring where the heads do not divide."""
     directory, data = runs
-    alone = evaluate(load_model(directory / "run", mask_documents=None), data, 96)
+    plain, alone = (evaluate(load_model(directory / "run", mask_documents=None, scaling=scaling), data, 96) for scaling in (None, SCALED))
+    assert abs(alone["loss"] / plain["loss"] - 1) > 1e-5
     for found in on_ranks(ranks, evaluated, context, tensor, directory / "run", data, 96):
         assert found["kind"] == kind and found["loss"] == pytest.approx(alone["loss"], rel=1e-6)
         assert found["tokens"] == alone["tokens"]
