@@ -12,6 +12,9 @@ import torch
 
 from megatron_ngpt import cli
 from megatron_ngpt.config.recipe import Model, RopeScaling
+from megatron_ngpt.data.batches import validation_batches
+from megatron_ngpt.data.indexed import IndexedDataset
+from megatron_ngpt.data.tape import Tape, select_documents
 from megatron_ngpt.errors import ConfigError, DataError
 from megatron_ngpt.inference import lengths as lengths_module
 from megatron_ngpt.inference.evaluate import evaluate
@@ -19,7 +22,7 @@ from megatron_ngpt.inference.lengths import evaluate_length, open_text, scaling_
 from megatron_ngpt.inference.lengths_output import FILES, by_position
 from megatron_ngpt.inference.load import load_model
 from megatron_ngpt.parallel.grid import make_grid
-from tests.data.small_data import write_dataset
+from tests.data.small_data import recipe, write_dataset
 from tests.on_ranks import on_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -83,12 +86,18 @@ def test_parts_of_any_size_give_the_same(world, texts, monkeypatch):
 
 
 def test_at_the_training_length_it_is_the_validation_loss_on_the_same_windows(world, texts, tmp_path):
-    """Of one document whose windows end where it ends; training's evaluation takes these windows too (tests/training)."""
+    """Of one document whose windows end where it ends: what training's evaluation reads, and the loss that it makes of it."""
     document = [token for document in texts.documents for token in document][: 16 * 13 + 1]
     data = write_dataset(tmp_path / "one", [document])
     loaded = load_model(world.run)
+    entries = [{"prefix": data}]
+    source = validation_batches(recipe(entries, entries, context=16, global_batch=13, vocab=world.tokenizer.size))["one"]
+    rows = torch.from_numpy(source.rows(1, 0, 13).tokens).long()
+    with torch.no_grad():
+        trained = loaded.module(rows[:, :-1], rows[:, 1:]).item()
     plain = evaluate(loaded, data)
-    assert found(loaded, data, 16).loss == pytest.approx(plain["loss"], abs=1e-7) and plain["tokens"] == 16 * 13
+    assert source.samples_per_epoch == 13 and plain["tokens"] == 16 * 13
+    assert found(loaded, data, 16).loss == pytest.approx(plain["loss"], abs=1e-7) == pytest.approx(trained, abs=1e-6)
 
 
 @pytest.mark.parametrize(("bounds", "length", "stride", "windows"), [
@@ -112,6 +121,16 @@ def test_shards_are_one_row_of_documents(world, texts, tmp_path):
     first = found(loaded, str(tmp_path / "part-*"), 12, 4, half + 1)
     sums, counts = directly(world.module, texts.documents[: half + 1], 12, 4)
     assert first.sums == pytest.approx(sums, abs=1e-4) and first.counts.tolist() == counts.tolist()
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 7), (1, 6), (2, 3), (5, 5)])
+def test_bounds_of_documents_in_parts_of_shards(tmp_path, first, last):
+    """Whichever documents of them are taken, none among them."""
+    lengths = [3, 1, 4, 1, 5, 9, 2]
+    parts = [[[7] * length for length in part] for part in (lengths[:3], lengths[3:])]
+    prefixes = [write_dataset(tmp_path / str(number), documents) for number, documents in enumerate(parts)]
+    tape = Tape(select_documents(list(map(IndexedDataset, prefixes)), first, last))
+    assert tape.document_bounds().tolist() == [0, *np.cumsum(lengths[first:last]).tolist()]
 
 
 def test_perplexity_a_word(world, texts, tmp_path):

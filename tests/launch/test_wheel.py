@@ -55,7 +55,7 @@ def test_it_says_what_it_is_and_has_its_licence(wheel):
 
 def test_every_recipe_and_choice_comes_along(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder, pattern in (("ds_configs", "*.json"), ("launch/recipes", "*.yaml")):
+    for folder, pattern in (("ds_configs", "*.json"), ("launch/recipes", "*.yaml"), ("megatron_ngpt/monitor", "*.js")):
         files = {f"megatron_ngpt/{Path(folder).name}/{path.name}" for path in (ROOT / folder).glob(pattern)}
         assert files and files <= names
 
