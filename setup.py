@@ -41,6 +41,7 @@ setup(
         "torch>=2.13,<2.14",  # the caps: nothing newer was tried, and the map of shards reads DeepSpeed's private parts
         "deepspeed>=0.19.8,<0.19.9",
         "numpy",
+        "psutil",
         "pydantic>=2",
         "PyYAML",
         "typer>=0.29",

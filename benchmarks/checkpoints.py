@@ -66,7 +66,7 @@ class Bench:
 
         self.engine, self.folder, self.rank = engine, folder, dist.get_rank()
         tokens = np.random.default_rng(self.rank).integers(0, VOCABULARY, (1, MODEL["context"] + 1), dtype=np.int32)
-        self.rows = Rows(tokens, [])
+        self.rows = Rows(tokens, [], np.zeros(len(tokens), np.int64))
         self.saver = Saver()
         self.bytes = 3 * sum(view.nbytes for held in held_tensors(engine.shards, None).values() for view in held.views.values())
         self.times: dict[str, list[float]] = {}

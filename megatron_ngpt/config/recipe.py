@@ -121,7 +121,7 @@ class Dataset(Section):
     split: float | None = Field(
         None, gt=0, lt=1, description="0.98: under train the first 98% of documents, under valid those after them; null = all"
     )
-    name: Text | None = Field(None, description="under valid: the name its loss is reported by; null = made from the prefix")
+    name: Text | None = Field(None, description="the name its loss is reported by; null = made from the prefix")
 
 
 class Data(Section):
@@ -201,6 +201,9 @@ class Checkpoint(Section):
 class Monitor(Section):
     """What a run tells of itself."""
 
+    every: NotNegative = Field(
+        100, description="steps between measurements of every layer: scales, angles, entropies, gradients by kind; 0 = none"
+    )
     loggers: list[Text] = Field(
         ["tensorboard"], description="beside metrics.jsonl: tensorboard, csv, wandb, or a class of your own as package.module:Class"
     )

@@ -28,12 +28,14 @@ from megatron_ngpt.errors import DataError
 class Rows:
     """Some rows of a global batch.
 
-    tokens: int32 [rows, context + 1]. documents: which document each token belongs to, numbered from 0 within its row, from the
-    index's document boundaries, int32 [rows, context + 1]; made when first asked for.
+    tokens: int32 [rows, context + 1]. sources: the number of the dataset entry that each row comes from, int64 [rows]. documents: which
+    document each token belongs to, numbered from 0 within its row, from the index's document boundaries, int32 [rows, context + 1]; made
+    when first asked for.
     """
 
     tokens: np.ndarray
     places: list[tuple[Tape, np.ndarray, np.ndarray]]       # (tape, row numbers, window starts on the tape)
+    sources: np.ndarray
 
     @cached_property
     def documents(self) -> np.ndarray:
@@ -122,7 +124,17 @@ class BatchSource:
             starts = windows.starts(samples[rows])
             places.append((windows.tape, rows, starts))
             tokens[rows] = self._read(windows.tape, starts)
-        return Rows(tokens, places)
+        return Rows(tokens, places, datasets)
+
+    def epochs(self, step: int) -> list[float]:
+        """How often each dataset entry has been read after `step`, since the first step of the run, or of the phase."""
+        read = self._blend.dealt((step - self._begun) * self.global_batch)
+        return [samples / windows.count for samples, windows in zip(read, self._windows, strict=True)]
+
+    def rows_by_source(self, step: int) -> list[int]:
+        """How many rows of the global batch of `step` come from each dataset entry."""
+        before, after = (self._blend.dealt((number - self._begun) * self.global_batch) for number in (step - 1, step))
+        return [b - a for a, b in zip(before, after, strict=True)]
 
     def _read(self, tape: Tape, starts: np.ndarray) -> np.ndarray:
         """Windows in the tape's own dtype, checked there, before anything is narrowed."""
@@ -169,7 +181,7 @@ def validation_batches(recipe: Recipe, opened: Opened | None = None) -> dict[str
         raise DataError(*problems)
     vocabulary = opened.vocabulary if opened else model_vocabulary(recipe)
     return {
-        valid_name(source.entry): BatchSource([source.tape], [1.0], context, recipe.training.global_batch, None, vocabulary)
+        entry_name(source.entry): BatchSource([source.tape], [1.0], context, recipe.training.global_batch, None, vocabulary)
         for source in sources
     }
 
@@ -179,9 +191,15 @@ def model_vocabulary(recipe: Recipe) -> int:
     return recipe.model.vocab or Tokenizer(recipe.data.tokenizer).size
 
 
-def valid_name(entry: Dataset) -> str:
-    """The name a validation entry is reported by: its own, or its prefix's base name."""
+def entry_name(entry: Dataset) -> str:
+    """The name an entry is reported by: its own, or its prefix's base name."""
     return entry.name or Path(entry.prefix).name
+
+
+def train_names(recipe: Recipe) -> list[str]:
+    """The names that the entries of `data.train` are reported by: as in validation, with the entry's number where several have one name."""
+    names = [entry_name(entry) for entry in recipe.data.train]
+    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
 def open_data(recipe: Recipe) -> tuple[Opened, list[str]]:
@@ -216,14 +234,12 @@ def mixed_weights(recipe: Recipe) -> list[str]:
 
 def repeated_names(recipe: Recipe) -> list[str]:
     """A line for each name that two validation entries would be reported by."""
-    names = [valid_name(entry) for entry in recipe.data.valid]
+    names = [entry_name(entry) for entry in recipe.data.valid]
     return [f"data.valid.{number}.name: {name} is taken by an entry before it; give each its own name"
             for number, name in enumerate(names) if name in names[:number]]
 
 
 def ignored_keys(recipe: Recipe) -> list[str]:
     """A line for each key that has no meaning where it stands."""
-    named = [f"data.train.{i}.name: {e.name}: only validation entries are reported by name; remove it"
-             for i, e in enumerate(recipe.data.train) if e.name]
-    return named + [f"data.valid.{i}.weight: {e.weight}: validation entries are not blended; remove it"
+    return [f"data.valid.{i}.weight: {e.weight}: validation entries are not blended; remove it"
                     for i, e in enumerate(recipe.data.valid) if e.weight is not None]

@@ -73,3 +73,9 @@ class Blend:
         cycles, places = np.divmod(samples, len(self._pattern))
         datasets = self._pattern[places].astype(np.int64)
         return datasets, cycles * self._cycle[datasets] + self._rank[places]
+
+    def dealt(self, samples: int) -> list[int]:
+        """How many of the first `samples` samples each dataset has."""
+        cycles, rest = divmod(samples, len(self._pattern))
+        begun = np.bincount(self._pattern[:rest], minlength=len(self._cycle))
+        return (cycles * self._cycle + begun).tolist()

@@ -46,7 +46,7 @@ class Block(nn.Module):
 
     def __init__(self, blueprint: Blueprint, number: int):
         super().__init__()
-        self.blueprint = blueprint
+        self.blueprint, self.number = blueprint, number
         self.build(blueprint, f"model.layers.{number}")
         self._run = torch.compile(self.step) if blueprint.compile else self.step
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.monitor.table import Value
 
@@ -35,6 +37,9 @@ class Logger:
     def scalars(self, step: int, values: dict[str, Value]) -> None:
         """What is known after `step` (1-based), by the names of the table of metrics: a line of `metrics.jsonl`. `flat` makes numbers of
         it alone."""
+
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """Many numbers of one kind after `step`, now and then: a learned scale of a layer, say."""
 
     def text(self, step: int, name: str, text: str) -> None:
         """A text of `step`: a generated sample, say."""

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.monitor.logger import Logger, RunInfo
 
@@ -72,6 +74,10 @@ class Loggers:
     def scalars(self, step: int, values: dict) -> None:
         """As `Logger.scalars`, of each."""
         self._each(lambda logger: logger.scalars(step, values))
+
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """As `Logger.histogram`, of each."""
+        self._each(lambda logger: logger.histogram(step, name, values))
 
     def text(self, step: int, name: str, text: str) -> None:
         """As `Logger.text`, of each."""

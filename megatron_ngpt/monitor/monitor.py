@@ -4,6 +4,8 @@ import logging
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
+
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.monitor.events import EventLog
 from megatron_ngpt.monitor.logger import RunInfo
@@ -30,6 +32,7 @@ class Monitor:
         self._metrics.cut_after(start_step)
         self._events = EventLog(output)
         self._told, self._unhealthy = False, {}.keys()
+        self._newest: dict[str, Value] = {}
         self._progress = ProgressView(recipe.training.steps, start_step, console)
         self._loggers = Loggers(recipe.monitor.loggers, RunInfo(output, recipe, start_step), self.message)
 
@@ -37,8 +40,9 @@ class Monitor:
         """The values known after a step (1-based), by the names that they have in the table of metrics (`monitor/table.py`)."""
         if not self._writes:
             return
+        self._newest |= values
         if "loss" in values:
-            values = values | self._judged(step, values)
+            values = values | self._judged(step)
         self._metrics.append({"step": step} | values)
         self._tell_problem()
         self._loggers.scalars(step, values)
@@ -53,6 +57,12 @@ class Monitor:
             return
         self._progress.message(text)
         log.info(text)
+
+    def histograms(self, step: int, values: dict[str, np.ndarray]) -> None:
+        """Many numbers of one kind, by name, after `step`: how they are spread."""
+        if self._writes:
+            for name, numbers in values.items():
+                self._loggers.histogram(step, name, numbers)
 
     def text(self, step: int, name: str, text: str) -> None:
         """A text of `step`, such as a sample that was generated after it."""
@@ -87,9 +97,9 @@ class Monitor:
         self._loggers.close()
         self._progress.close()
 
-    def _judged(self, step: int, values: dict[str, Value]) -> dict[str, Value]:
-        """How many values are out of their range; which, where these are others than before."""
-        found = unhealthy(values)
+    def _judged(self, step: int) -> dict[str, Value]:
+        """How many of the newest values are out of their range; which, where these are others than before."""
+        found = unhealthy(self._newest)
         if found.keys() != self._unhealthy:
             self._unhealthy = found.keys()
             self.text(step, "out_of_range", "\n".join(found.values()) or "every value is in its healthy range")

@@ -15,13 +15,30 @@ def byte_progress(transient: bool = False) -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=transient)
 
 
+class Pace:
+    """How long a run of `steps` steps will still take, by the mean time of a step since the first that was told, which may have compiled
+    kernels; evaluations and checkpoints included."""
+
+    def __init__(self, steps: int):
+        self._steps = steps
+        self._began: tuple[int, float] | None = None
+
+    def seconds_left(self, step: int) -> float | None:
+        """After `step`, which is over now; None where that is not known yet."""
+        now = time.monotonic()
+        self._began = self._began or (step, now)
+        first, since = self._began
+        if step in (first, self._steps):
+            return 0.0 if step == self._steps else None
+        return (now - since) / (step - first) * (self._steps - step)
+
+
 class ProgressView:
     """Shows step, loss, speed and time left of a run of `steps` steps that continues after `start_step`."""
 
     def __init__(self, steps: int, start_step: int, stream: TextIO):
         self._steps = steps
         self._console = Console(file=stream, highlight=False, soft_wrap=True)
-        self._began: tuple[int, float] | None = None  # step and time of the first update, which may have compiled kernels
         self._last_line = -SECONDS_BETWEEN_LINES
         self._bar = None
         if self._console.is_terminal:
@@ -38,9 +55,8 @@ class ProgressView:
     def update(self, step: int, values: dict[str, float]) -> None:
         """Show the state after `step`: the values of its line in the metrics."""
         now = time.monotonic()
-        self._began = self._began or (step, now)
         speed = f"{values['tokens_per_second']:,.0f} tokens/s · {values['tflops_per_second']:.3g} TFLOP/s"
-        text = f"loss {values['loss']:.4f} · {speed} · {self._time_left(step, now)}"
+        text = f"loss {values['loss']:.4f} · {speed} · {_time_left(values.get('seconds_left'))}"
         if self._bar:
             self._bar.update(self._task, completed=step, text=text)
         elif step == self._steps or now - self._last_line >= SECONDS_BETWEEN_LINES:
@@ -56,10 +72,9 @@ class ProgressView:
         if self._bar:
             self._bar.stop()
 
-    def _time_left(self, step: int, now: float) -> str:
-        """From the mean time of a step since the first update, evaluations and checkpoints included."""
-        first, since = self._began
-        if step == first:
-            return "time left unknown" if step < self._steps else "done"
-        seconds = round((now - since) / (step - first) * (self._steps - step))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
+
+def _time_left(seconds: float | None) -> str:
+    if seconds is None:
+        return "time left unknown"
+    seconds = round(seconds)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"

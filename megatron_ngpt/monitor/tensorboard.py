@@ -8,8 +8,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -36,6 +38,10 @@ class TensorBoardLogger(Logger):
             own = {key: value for key, value in values.items() if (key in VALIDATION_NAMES) == (name == VALIDATED)}
             if numbers := tagged(own):
                 file.write(step, Summary(value=[Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()]))
+
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """Under the tab Histograms."""
+        self._files[TRAINED].write(step, histogram_pb(f"scales/{name}", values))
 
     def text(self, step: int, name: str, text: str) -> None:
         """As it is, under the tab Text."""

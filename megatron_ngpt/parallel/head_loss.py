@@ -23,11 +23,15 @@ class VocabularyHead:
         first: the first entry here.
         widest: entries of the rank that has most: all ranks take the same tokens at a time.
         compiled: the passes over the logits are fused.
+
+    Attributes:
+        kept: where it is a list, training appends each micro-batch's loss of every token, fp32 [N] without gradients.
     """
 
     def __init__(self, axis: Axis, first: int, widest: int, compiled: bool):
         self.axis, self.first, self.passes = axis, first, cross_entropy.passes(compiled)
         self._tokens = max(1, LOGITS_AT_ONCE // widest)
+        self.kept: list[torch.Tensor] | None = None
 
     def mean_loss(
         self, x_BTD: torch.Tensor, weight_VD: torch.Tensor, scale_V: torch.Tensor | None, targets_BT: torch.Tensor
@@ -58,11 +62,12 @@ class VocabularyHead:
 class _MeanLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_ND, weight_VD, scale_V, targets_N, head: VocabularyHead) -> torch.Tensor:
-        folded, share = fold(weight_VD, scale_V), 1 / len(x_ND)
+        folded, share, found = fold(weight_VD, scale_V), 1 / len(x_ND), []
         total, grad_x_ND, grad_folded = torch.zeros((), device=x_ND.device), torch.empty_like(x_ND), None
         for x, targets, grad_x in head.chunks(x_ND, targets_N, grad_x_ND):
             logits = outputs(x, folded, False)
             losses, log_z = head.losses(logits, targets)
+            found.append(losses)
             total += losses.sum()
             head.passes.to_gradient(logits, targets, log_z, share)
             grad_x.copy_(input_gradient(logits, folded, False))
@@ -71,6 +76,8 @@ class _MeanLoss(torch.autograd.Function):
                 grad_folded = part
             else:  # the sum of many chunks, in fp32
                 grad_folded = part.float() if grad_folded is None else grad_folded.add_(part)
+        if head.kept is not None:
+            head.kept.append(torch.cat(found))
         ctx.save_for_backward(grad_x_ND, *unfold_gradient(grad_folded, weight_VD, scale_V))
         return total * share
 

@@ -17,12 +17,16 @@ from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.inference.live import LiveModel, live_model
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
+from megatron_ngpt.model.ends import Head
 from megatron_ngpt.model.initial import initialise
 from megatron_ngpt.model.pipeline import DecoderPipeline
 from megatron_ngpt.model.window import held_positions
+from megatron_ngpt.monitor.clock import Clock
+from megatron_ngpt.monitor.observer import Observed, Observer
+from megatron_ngpt.monitor.probe import SEQUENCES
 from megatron_ngpt.parallel.assumptions import checked_shards
 from megatron_ngpt.parallel.grid import RankGrid
-from megatron_ngpt.parallel.shards import Shard, publish_masters
+from megatron_ngpt.parallel.shards import Shard, publish_masters, stepped_buffers
 from megatron_ngpt.sphere.renormalise import Renormaliser
 from megatron_ngpt.training.optimizer import base_optimizer
 from megatron_ngpt.training.update import Outcome, Update
@@ -46,10 +50,12 @@ class Engine:
     Attributes:
         shards: what this rank holds of every parameter.
         base: the optimiser that DeepSpeed steps, whose state the checkpoints hold.
+        clock: tells where a step's time goes.
+        observer: what it has seen of a step `observe` tells.
     """
 
     def __init__(self, recipe: Recipe, vocabulary: int, engine_config: dict, grid: RankGrid, device: torch.device):
-        self.recipe, self.grid, self.device = recipe, grid, device
+        self.recipe, self.grid, self.device, self.clock = recipe, grid, device, Clock(0, device)
         self.blueprint = Blueprint(
             recipe.model,
             vocabulary,
@@ -70,9 +76,14 @@ class Engine:
         )
         self.shards: dict[str, Shard] = checked_shards(module, self.optimizer, self.base, grid.replicas)
         self.renormaliser = Renormaliser(self.shards, grid, self.optimizer, compiled=recipe.training.compile)
+        sequences, partitioned = min(SEQUENCES, recipe.training.global_batch), stepped_buffers(self.optimizer) is not None
+        self.observer = Observer(module, self.shards, self.blueprint, partitioned, sequences, device)
+        self.probe_rows = -(-sequences // recipe.training.micro_batch) * recipe.training.micro_batch
         self.update = Update(
-            self.optimizer, self.base, module, grid, self.renormaliser, recipe.optimizer.clip, recipe.optimizer.tangent
-        )
+            self.optimizer, self.base, module, grid, self.renormaliser, recipe.optimizer.clip, recipe.optimizer.tangent,
+            self.clock, self.observer,
+        )  # fmt: skip
+        self._head = next((layer for layer in module.modules() if isinstance(layer, Head)), None)
 
     def initialise(self) -> None:
         """The model of step 0, on the sphere."""
@@ -85,27 +96,44 @@ class Engine:
         publish_masters(self.optimizer)
 
     def step(self, rows: Rows, lr: float, measure: bool, between: Callable[[], None] = lambda: None) -> Outcome:
-        """One update from this rank's rows of the global batch; with `measure` norm errors are measured.
+        """One update from this rank's rows of the global batch; with `measure` norm errors, memory and losses by source are measured.
 
         `between` is called between two micro-batches, and may raise: no weight has moved. A pipeline's schedule has no such place.
         """
+        by_source = None
+        if measure and len(self.recipe.data.train) > 1:
+            by_source = self._keep_losses(rows)
         if self.grid.pipeline.size > 1:
             batches = self._micro_batches(rows)
-            return self.update.run(lr, measure, lambda: self.engine.train_batch(batches), self._stage_loss)
+            return self.update.run(lr, measure, lambda: self.engine.train_batch(batches), self._stage_loss, by_source)
         losses: list[torch.Tensor] = []
-        return self.update.run(lr, measure, lambda: self._train_plain(rows, losses, between), lambda: torch.stack(losses).mean())
+        train = lambda: self._train_plain(rows, losses, between)  # noqa: E731
+        return self.update.run(lr, measure, train, lambda: torch.stack(losses).mean(), by_source)
 
     def evaluate(self, rows: Rows) -> float:
         """The mean loss over a global batch, nats a token, from this rank's rows of it."""
-        if self.grid.pipeline.size > 1:
-            loss = self.engine.eval_batch(self._micro_batches(rows)).item()
-            self.engine.train()
-            return loss
+        losses = self._forward(rows)
+        return losses[0].item() if self.grid.pipeline.size > 1 else self._mean(losses)
+
+    def observe(self, rows: Rows) -> Observed:
+        """What the observer has seen of the step before, which it was told to watch, and sees in a forward pass over `rows` (collective).
+
+        Args:
+            rows: the first `probe_rows` of the step's global batch, the same on every rank.
+        """
+        return self.observer.finish(lambda: self._forward(rows))
+
+    def _forward(self, rows: Rows) -> list[torch.Tensor]:
+        """The loss of each micro-batch; in a pipeline the mean of all of them, which every rank is told."""
         self.engine.eval()
         with torch.no_grad():
-            losses = [self.engine(inputs, targets) for inputs, targets in self._micro_batches(rows)]
+            if self.grid.pipeline.size > 1:
+                count = len(rows.tokens) // self.recipe.training.micro_batch
+                losses = [self.engine.eval_batch(self._micro_batches(rows), num_micro_batches=count)]
+            else:
+                losses = [self.engine(inputs, targets) for inputs, targets in self._micro_batches(rows)]
         self.engine.train()
-        return self._mean(losses)
+        return losses
 
     def live(self, tokenizer: Tokenizer) -> LiveModel:
         """The model as it is now, for inference."""
@@ -119,6 +147,21 @@ class Engine:
             losses.append(loss.detach())
             self.engine.backward(loss)
             self.engine.step()
+
+    def _keep_losses(self, rows: Rows) -> Callable[[], torch.Tensor]:
+        """Let the head keep what it finds for each token of a step; returns what makes this rank's share of each source's sum of it."""
+        numbers, sources = len(self.recipe.data.train), self._on_device(rows.sources)
+        knowing = self.grid.tensor.size * self.grid.context.size  # ranks that know the losses of a row, or a part of them each
+        if self._head is None:
+            return lambda: torch.zeros(numbers, device=self.device)
+        self._head.losses.kept = kept = []
+
+        def sums() -> torch.Tensor:
+            self._head.losses.kept = None
+            of_rows = torch.cat(kept).view(len(sources), -1).mean(1)
+            return torch.zeros(numbers, device=self.device).index_add_(0, sources, of_rows / knowing)
+
+        return sums
 
     def _on_device(self, numbers: np.ndarray) -> torch.Tensor:
         """As int64, without waiting for what the device does: a copy from memory that is not pinned would."""

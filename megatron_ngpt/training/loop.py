@@ -2,6 +2,7 @@
 
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TextIO
 
@@ -11,7 +12,6 @@ from megatron_ngpt.checkpoint.exported import TOKENIZER
 from megatron_ngpt.checkpoint.ownership import OwnershipLostError
 from megatron_ngpt.checkpoint.saver import Saved
 from megatron_ngpt.checkpoint.store import CheckpointStore
-from megatron_ngpt.config.costs.work import flops_per_token
 from megatron_ngpt.config.deepspeed_json import engine_config
 from megatron_ngpt.config.grid import given_sizes
 from megatron_ngpt.data.batches import Rows
@@ -20,9 +20,9 @@ from megatron_ngpt.monitor.monitor import Monitor
 from megatron_ngpt.monitor.profiles import Profiles
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.parallel.together import on_first_rank
-from megatron_ngpt.training.clock import Clock
 from megatron_ngpt.training.engine import Engine
 from megatron_ngpt.training.evaluation import Evaluation
+from megatron_ngpt.training.line import TrainingLine
 from megatron_ngpt.training.preflight import Ready, space_warnings, summary
 from megatron_ngpt.training.record import state_of
 from megatron_ngpt.training.resume import Beginning
@@ -58,6 +58,7 @@ class Trainer:
             self.monitor.event("start", self.step, **beginning.told())
         if self.recipe.checkpoint.every:
             self.store.prepare(self.engine.shards)
+        self.line = TrainingLine(ready, self.engine, self.train_data, self.phases[-1], self.monitor)
         self.profiles = Profiles(self.output / "profiles", self.recipe.training.profile, self.grid.world.rank, device, self.monitor.message)
         for line in (summary(ready), *beginning.notes, *space_warnings(ready)):
             self.monitor.message(line)
@@ -92,23 +93,22 @@ class Trainer:
         if self.step >= training.steps:
             self.monitor.message(f"nothing to do: trained to step {self.step} already (training.steps = {training.steps})")
             return
-        clock = Clock(self.step)
+        clock = self.engine.clock
+        clock.restart(self.step)
         while self.step < training.steps:
             self.step += 1
             self.profiles.begin(self.step)
-            logs = self.step % training.log_every == 0 or self.step == training.steps
+            logs = self.line.due(self.step)
             lr = learning_rate(self.recipe.schedule, self.recipe.optimizer, training.steps, self.step)
-            rows = self._rows(self.train_data, self.step)
-            self.stop.begin(self.step)
             try:
-                self.unread.append(self.engine.step(rows, lr, measure=logs, between=self.stop.between))
+                with clock.measured(self.step) if logs else nullcontext():
+                    stops = self._update(lr, measure=logs)
             except Stopped:
                 self.step -= 1
                 self._leave(f"step {self.step + 1} was cut short, ")
                 return
-            stops = self.stop.agreed()
             if logs:
-                self._log(self._look(), lr, clock.lap(self.step))
+                self.line.tell(self.step, self._look(), lr)
             if self.profiles.end(self.step, self.stop.profile_asked_by()):
                 clock.restart(self.step)
             last = self.step == training.steps
@@ -128,6 +128,14 @@ class Trainer:
             raise TrainingError(f"step {self.step}: {broken}; the checkpoint of this step is written, and its values are finite")
         self.monitor.event("end", self.step, outcome="finished")
         self.monitor.message(f"trained to step {self.step}; checkpoint of step {self.step} in {self.store.catalogue.directory}")
+
+    def _update(self, lr: float, measure: bool) -> bool:
+        """The update of this step; returns whether the ranks have agreed to stop after it. Raises Stopped where they did so within it."""
+        with self.engine.clock.within("data"):
+            rows = self._rows(self.train_data, self.step)
+        self.stop.begin(self.step)
+        self.unread.append(self.engine.step(rows, lr, measure, self.stop.between))
+        return self.stop.agreed()
 
     def _leave(self, cut: str = "") -> None:
         """Stop as asked, with a checkpoint of the last whole step; `cut` says that one was not finished."""
@@ -160,6 +168,7 @@ class Trainer:
         """
         results = read(self.unread) if self.unread else []
         self.unread.clear()
+        self.line.saw(results)
         for step, result in enumerate(results, self.step - len(results) + 1):
             if result.vetoed:
                 self._tell(self.store.wait())
@@ -168,24 +177,6 @@ class Trainer:
                 remedy = "A lower optimizer.lr or optimizer.clip may help"
                 raise TrainingError(f"step {step}: {name} is {value}, no weight was moved; stopped, {self._last_good()}. {remedy}")
         return results[-1] if results else None
-
-    def _log(self, result: StepResult, lr: float, step_seconds: float) -> None:
-        batch_tokens = self.recipe.training.global_batch * self.recipe.model.context
-        per_second = batch_tokens / step_seconds
-        flops = flops_per_token(self.recipe.model, self.vocabulary) * per_second / self.grid.world.size
-        self.monitor.scalars(
-            self.step,
-            {
-                "tokens": self.phases[-1].tokens_at(self.step),
-                "loss": result.loss,
-                "grad_norm": result.grad_norm,
-                "lr": lr,
-                "step_seconds": step_seconds,
-                "tokens_per_second": per_second,
-                "tflops_per_second": flops / 1e12,
-                "max_norm_error": result.norm_errors.after if self.recipe.model.arch == "ngpt" else None,
-            },
-        )
 
     def _evaluate(self) -> bool:
         """Tell what is evaluated; returns whether the ranks have agreed to stop on the way, and nothing is told."""

@@ -17,12 +17,16 @@ What an update learns stays on the device until it is read (`read`): that is the
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from megatron_ngpt.monitor.clock import Clock
+from megatron_ngpt.monitor.devices import memory
+from megatron_ngpt.monitor.observer import Observer
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.norms import before_weights_move
 from megatron_ngpt.parallel.regions import reduce_vector
@@ -46,17 +50,22 @@ class StepResult:
         grad_norm: before clipping.
         vetoed: nothing was moved.
         norm_errors: of the spherical rows over all ranks, where they were measured.
+        memory: GiB of the rank that has most, where it was measured: the device's peak, the device's reserved by torch, the host's; and the
+            least that is still available on any host.
+        source_losses: for each source of a blend, the sum over its rows in the global batch of their mean losses, where measured.
     """
 
     loss: float
     grad_norm: float
     vetoed: bool
     norm_errors: NormErrors | None
+    memory: tuple[float, float, float, float] | None = field(default=None, compare=False)
+    source_losses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A `StepResult` that is still on the device: fp32 [5], the errors NaN where they were not measured."""
+    """A `StepResult` that is still on the device: fp32 [5] with NaN for the errors, and where all is measured [9 + sources]."""
 
     numbers: torch.Tensor
 
@@ -67,10 +76,16 @@ class Outcome:
 
 def read(outcomes: Sequence[Outcome]) -> list[StepResult]:
     """The numbers of several updates; waits for the device once."""
-    found = []
-    for loss, norm, vetoed, before, after in torch.stack([outcome.numbers for outcome in outcomes]).tolist():
-        found.append(StepResult(loss, norm, bool(vetoed), None if math.isnan(after) else NormErrors(before, after)))
-    return found
+    everything = iter(torch.cat([outcome.numbers for outcome in outcomes]).tolist())
+    return [_result(*islice(everything, outcome.numbers.numel())) for outcome in outcomes]
+
+
+def _result(loss: float, norm: float, vetoed: float, before: float, after: float, *more: float) -> StepResult:
+    errors = None if math.isnan(after) else NormErrors(before, after)
+    if not more:
+        return StepResult(loss, norm, bool(vetoed), errors)
+    *memory, scarcity = more[:4]
+    return StepResult(loss, norm, bool(vetoed), errors, (*memory, -scarcity), more[4:])
 
 
 class Update:
@@ -78,6 +93,8 @@ class Update:
 
     Args:
         module: the model, whose parameters' `counted` says which gradients this rank counts.
+        clock: is told when the optimiser's part of a step begins.
+        observer: sees gradients and weights around each step of `base`.
         clip: the largest gradient norm, 0 for any.
         tangent: project gradients on the sphere's tangent space.
         verdict: from the loss and the norm of all ranks (fp32 scalars), whether nothing may move.
@@ -88,40 +105,48 @@ class Update:
 
     def __init__(
         self, optimizer, base: torch.optim.Optimizer, module: nn.Module, grid: RankGrid, renormaliser: Renormaliser, clip: float,
-        tangent: bool, verdict: Verdict = not_finite,
+        tangent: bool, clock: Clock, observer: Observer | None = None,
+        verdict: Verdict = not_finite,
     ):  # fmt: skip
         if not getattr(base, "_step_supports_amp_scaling", False):
             raise TypeError(f"{type(base).__name__} has no `found_inf`, by which an update is vetoed: use a fused optimiser of torch's")
         self.base, self.grid, self.renormaliser = base, grid, renormaliser
-        self.clip, self.tangent, self.verdict = clip, tangent, verdict
+        self.clip, self.tangent, self.clock, self.observer, self.verdict = clip, tangent, clock, observer, verdict
         before_weights_move(optimizer, base, list(module.parameters()), grid, self._judge)
         base.register_step_pre_hook(self._before)
         base.register_step_post_hook(self._after)
 
-    def run(self, lr: float, measure: bool, gradients: Callable[[], None], loss: Callable[[], torch.Tensor | None]) -> Outcome:
+    def run(
+        self, lr: float, measure: bool, gradients: Callable[[], None], loss: Callable[[], torch.Tensor | None],
+        source_losses: Callable[[], torch.Tensor] | None = None,
+    ) -> Outcome:  # fmt: skip
         """One update.
 
         Args:
-            measure: norm errors too.
+            measure: norm errors, memory and losses by source too.
             gradients: forward and backward passes, at whose end DeepSpeed steps.
             loss: then, the mean loss over this rank's rows, an fp32 scalar; None on stages that don't know it.
+            source_losses: then, this rank's share of the sum of the losses of each source's rows, fp32 [sources].
         """
         for group in self.base.param_groups:
             group["lr"] = lr
-        self._measure, self._loss, self._errors = measure, loss, []
-        gradients()
-        return Outcome(torch.cat([self._numbers, self._norm_errors()]))
+        self._measure, self._loss, self._errors, self._source_losses = measure, loss, [], source_losses
+        with self.clock.within("forward_backward"):
+            gradients()
+        return Outcome(torch.cat([self._numbers, *self._largest(), self._by_source]))
 
     @torch.no_grad()
     def _judge(self, squared_norm: torch.Tensor) -> None:
         """Norm and verdict, from this rank's share of the squared norm."""
+        self.clock.enter("optimizer")
         loss = self._loss()
         knowing = self.grid.replicas.size * self.grid.tensor.size  # ranks that know a loss; tensor ranks know the same one
         loss = squared_norm.new_zeros(()) if loss is None else loss.to(squared_norm.dtype) / knowing
-        shares = torch.stack([loss, squared_norm])
+        by_source = self._source_losses() if self._source_losses and self._measure else squared_norm.new_empty(0)
+        shares = torch.cat([torch.stack([loss, squared_norm]), by_source])
         if self.grid.world.size > 1:
             dist.all_reduce(shares, group=self.grid.world.group)
-        loss, norm = shares[0], shares[1].sqrt()
+        loss, norm, self._by_source = shares[0], shares[1].sqrt(), shares[2:]
         vetoed = self.verdict(loss, norm)
         self._numbers = torch.stack([loss, norm, vetoed.to(loss.dtype)])
         shrink = (self.clip / (norm + 1e-6)).clamp(max=1.0) if self.clip else torch.ones_like(norm)
@@ -132,6 +157,8 @@ class Update:
     @torch.no_grad()
     def _before(self, base: torch.optim.Optimizer, _args, _kwargs) -> None:
         """Clip and tangent, of the gradients that `base` is about to use."""
+        if self.observer:
+            self.observer.before(base)
         gradients = [p.grad for group in base.param_groups for p in group["params"] if p.grad is not None]
         if gradients and gradients[0].device != self._vetoed.device:  # offloaded: host and device wait for each other all the time
             self._shrink, self._vetoed, base.found_inf = (x.to(gradients[0].device) for x in (self._shrink, self._vetoed, base.found_inf))
@@ -145,11 +172,16 @@ class Update:
         errors = self.renormaliser.renormalise(self.renormaliser.groups_in(base), self._measure, keep=self._vetoed)
         if errors is not None:
             self._errors.append(errors)
+        if self.observer:
+            self.observer.after(base)
 
-    def _norm_errors(self) -> torch.Tensor:
-        """Before and after rescaling, over all ranks (collective where they were measured); NaN where they were not."""
+    def _largest(self) -> list[torch.Tensor]:
+        """The largest of all ranks (collective where they are measured): norm errors before and after rescaling, and memory; NaN for the
+        errors where nothing is measured."""
         if not self._measure:
-            return self._numbers.new_full((2,), torch.nan)
+            return [self._numbers.new_full((2,), torch.nan)]
+        *used, available = memory(self._numbers.device)
         none = self._numbers.new_zeros(2)
-        worst = torch.stack([none, *(errors.to(none.device) for errors in self._errors)]).amax(0)
-        return reduce_vector(worst, self.grid.world, dist.ReduceOp.MAX) if self.grid.world.size > 1 else worst
+        errors = torch.stack([none, *(errors.to(none.device) for errors in self._errors)]).amax(0)
+        worst = torch.cat([errors, none.new_tensor([*used, -available])])
+        return [reduce_vector(worst, self.grid.world, dist.ReduceOp.MAX) if self.grid.world.size > 1 else worst]

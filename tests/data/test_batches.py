@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import header, numbered_documents, recipe, write_dataset
 
-from megatron_ngpt.data.batches import training_batches, validation_batches
+from megatron_ngpt.data.batches import train_names, training_batches, validation_batches
 from megatron_ngpt.errors import DataError
 
 
@@ -200,3 +200,27 @@ def test_starting_does_not_read_the_index(tmp_path):
     source = training_batches(recipe([{"prefix": f"{tmp_path}/d"}]))
     assert source.rows(1, 0, 4).documents.max() == 0
     assert time.monotonic() - began < 2 and source.samples_per_epoch == (tokens - 1) // 8
+
+
+def test_rows_say_their_source_and_sources_how_often_they_were_read(tmp_path):
+    entries = [{"prefix": write_dataset(tmp_path / name, numbered_documents([tokens])), "weight": weight}
+               for name, tokens, weight in (("a", 41, 3.0), ("b", 161, 1.0))]
+    made = recipe(entries)
+    source = training_batches(made)
+    windows, read = (5, 20), np.zeros(2, int)
+    for step in range(1, 8):
+        rows = source.rows(step, 0, 4)
+        prefixes = [origin[0] for origin in rows.origins()]
+        assert [entries[number]["prefix"] for number in rows.sources] == prefixes
+        counts = np.bincount(rows.sources, minlength=2)
+        assert source.rows_by_source(step) == counts.tolist()
+        read += counts
+        assert source.epochs(step) == pytest.approx([read[0] / windows[0], read[1] / windows[1]])
+    assert source.after(7).epochs(7) == [0.0, 0.0] and source.after(7).rows_by_source(8) == source.rows_by_source(1)
+
+
+@pytest.mark.parametrize("entries, names", [
+    ([{"prefix": "x/a"}, {"prefix": "x/b"}], ["a", "b"]), ([{"prefix": "x/a"}, {"prefix": "y/a"}], ["a (0)", "a (1)"]),
+    ([{"prefix": "x/a"}, {"prefix": "y/a", "name": "web"}], ["a", "web"])])
+def test_names_of_training_sources(entries, names):
+    assert train_names(recipe(entries)) == names

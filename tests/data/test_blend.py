@@ -53,3 +53,11 @@ def test_tiny_weights_are_kept_and_any_sample_is_found_alone():
 def test_no_datasets():
     with pytest.raises(ValueError, match="0 datasets"):
         Blend([])
+
+
+@settings(deadline=None, max_examples=25)
+@given(weights=weights_strategy, samples=st.integers(0, 3 * GRAIN))
+def test_what_was_dealt_is_counted(weights, samples):
+    blend = Blend(weights)
+    datasets, _ = blend.locate(np.arange(samples))
+    assert blend.dealt(samples) == np.bincount(datasets, minlength=len(weights)).tolist()

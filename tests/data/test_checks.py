@@ -104,9 +104,9 @@ def test_overlapping_splits(good, tokenizer_path, train, valid, overlapping):
 def test_names_weights_and_misplaced_keys(good, tokenizer_path, tmp_path):
     entry = {"prefix": good, "split": 0.5}
     problems = check_data(recipe(
-        [{**entry, "weight": 1.0}, {**entry, "name": "n"}], [entry, {**entry, "weight": 2.0}], tokenizer=tokenizer_path))
+        [{**entry, "weight": 1.0}, entry], [entry, {**entry, "weight": 2.0}], tokenizer=tokenizer_path))
     assert {problem.split(":")[0] for problem in problems} == {
-        "data.train.1.weight", "data.valid.1.name", "data.train.1.name", "data.valid.1.weight"}
+        "data.train.1.weight", "data.valid.1.name", "data.valid.1.weight"}
     with pytest.raises(DataError, match="good is taken"):
         validation_batches(recipe([entry], [entry, entry]))
     with pytest.raises(DataError, match="weight"):

@@ -119,11 +119,16 @@ def test_plain_lines_off_a_terminal_are_few_and_end_with_the_last_step(tmp_path)
     assert shown[1].startswith("step 10/10") and "\x1b" not in "".join(shown)
 
 
-def test_time_left_is_the_mean_of_the_steps_since_the_first(tmp_path, monkeypatch):
-    clock = iter([100.0, 400.0, 500.0])
+def test_time_left_is_the_mean_of_the_steps_since_the_first(monkeypatch):
+    clock = iter([100.0, 400.0, 500.0, 700.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    shown = drive(tmp_path, [1, 3, 5]).splitlines()
-    assert [line.rsplit(" · ", 1)[1] for line in shown] == ["time left unknown", "0:17:30 left", "0:08:20 left"]
+    pace = progress.Pace(10)
+    assert [pace.seconds_left(step) for step in (1, 3, 5, 10)] == [None, 150.0 * 7, 100.0 * 5, 0.0]
+
+
+def test_time_left_is_shown(tmp_path):
+    assert drive(tmp_path, [1], seconds_left=3725.4).splitlines()[0].endswith(" · 1:02:05 left")
+    assert drive(tmp_path, [1], seconds_left=None).splitlines()[0].endswith(" · time left unknown")
 
 
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch):

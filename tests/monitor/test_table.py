@@ -33,6 +33,17 @@ def test_what_is_out_of_its_range_is_said_with_the_range():
     }
 
 
+def test_numbers_out_of_their_range_are_named_wherever_they_are_in_a_value():
+    values = {"alpha_mlp": [0.3, 2.0], "step_angle": {"q": [0.1, 0.5], "lm_head": 0.4}, "s_z": 1.0, "loss": math.nan, "lr": None}
+    assert set(unhealthy(values)) == {"alpha_mlp/1", "step_angle/q/1", "step_angle/lm_head", "loss"}
+
+
+def test_layers_and_matrices_by_their_tags():
+    found = tagged({"s_u": [1.0, 2.0], "step_angle": {"q": [0.1, 0.3], "lm_head": 0.4}, "epochs": {"text": 0.5}})
+    assert found == {"s_u/mean of layers": 1.5, "s_u/layer 000": 1.0, "s_u/layer 001": 2.0, "step_angle/q": 0.2,
+                     "step_angle/lm_head": 0.4, "training/epochs/text": 0.5}  # fmt: skip
+
+
 def test_values_by_their_tags():
     values = {"max_norm_error": None, "nothing we know": 1.0, "valid_loss": 3.0, "valid": {"web": 2.5, "code": 3.5}}
     assert tagged(values) == {"1 health/loss": 3.0, "validation/web": 2.5, "validation/code": 3.5}

@@ -10,8 +10,10 @@ import torch
 
 from megatron_ngpt.checkpoint.ownership import claim
 from megatron_ngpt.errors import NgptError
+from megatron_ngpt.monitor.clock import Clock
 from megatron_ngpt.monitor.events import read_events
 from megatron_ngpt.monitor.metrics import read_metrics
+from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.training import loop, stop
 from megatron_ngpt.training.preflight import preflight
 from megatron_ngpt.training.update import Outcome
@@ -29,7 +31,8 @@ class StandIn:
 
     def __init__(self, *_):
         self.shards, self.base = build(Layout(), 0)
-        self.number = 0
+        self.number, self.grid, self.device = 0, RankGrid(), torch.device("cpu")
+        self.clock = Clock(0, self.device)
 
     def initialise(self):
         fill(self.shards, self.base, 3, step=1)
