@@ -42,6 +42,7 @@ class RunRecord:
         recipe: as it was resolved for the newest start; empty where there is none.
         lines: of metrics.jsonl.
         events: of events.jsonl; none in runs of before there was one.
+        heard: when metrics.jsonl was written to last, seconds since 1970.
     """
 
     name: str
@@ -49,6 +50,7 @@ class RunRecord:
     recipe: dict
     lines: list[dict]
     events: list[dict]
+    heard: float
 
     @property
     def training(self) -> list[dict]:
@@ -129,7 +131,7 @@ def _read(path: Path, name: str) -> RunRecord:
         first = str(error).partition("\n")[0]
         raise ConfigError(f"RUN {path}: cannot be read ({first}); mend it, or leave it out") from None
     lines = [line for line in lines if isinstance(line.get("step"), int)]
-    return RunRecord(name, path, recipe if isinstance(recipe, dict) else {}, lines, events)
+    return RunRecord(name, path, recipe if isinstance(recipe, dict) else {}, lines, events, metrics_file(path).stat().st_mtime)
 
 
 def _names(paths: list[Path]) -> list[str]:

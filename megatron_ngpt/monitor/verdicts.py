@@ -38,7 +38,7 @@ def _ending(run: RunRecord) -> Iterator[Verdict]:
     elif now == "failed":
         yield "bad", f"failed after step {last['step']:,}{of}: {last.get('error')}"
     elif now == "running or killed":
-        yield "warn", f"at step {run.last_step:,}{of}, and no end is told: it is still running, or was killed after {_when(last['time'])}"
+        yield "warn", f"at step {run.last_step:,}{of}, last heard of at {_when(run.heard)}: it is still running, or was killed"
     elif run.steps and run.last_step < run.steps:
         yield "warn", f"{'stopped as asked' if now == 'stopped' else 'ends'} at step {run.last_step:,}{of}"
     else:
@@ -78,7 +78,7 @@ def _ranges(run: RunRecord) -> Iterator[Verdict]:
             left += 1
             yield _left(series, out)
     if watched and not left:
-        yield "good", f"all {watched} values that have a healthy range kept within it at all {len(run.lines):,} lines"
+        yield "good", f"what has a healthy range ({_times(watched, 'value')}) kept within it at all {len(run.lines):,} lines"
 
 
 def _left(series: Series, out: list[tuple[int, float]]) -> Verdict:
