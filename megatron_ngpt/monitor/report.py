@@ -18,6 +18,7 @@ POINTS = 1500  # of a curve; of more, each part of it keeps its least and its gr
 TOGETHER = {"valid_loss": "loss"}  # one picture
 LEFT_OUT = ("tokens", "percent_done", "seconds_left", "valid")  # that the axis and the head of the page say, and datasets that are one
 STYLE = """
+.wide td:first-child, .wide td:nth-child(2) { white-space: nowrap; }
 .bar { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: .4rem 1.4rem; align-items: center; padding: .6rem 0;
   background: var(--paper); border-bottom: 1px solid var(--line); font-size: .9rem; } .bar label { margin-right: .5rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1.2rem 1.6rem; }

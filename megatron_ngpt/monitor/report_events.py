@@ -12,11 +12,11 @@ MARKED = {"start": "started", "veto": "update vetoed", "checkpoint_failed": "che
 
 
 def marks(runs: list[RunRecord]) -> Iterator[dict]:
-    """Events that curves show: all but a run's first start, checkpoints that went well, and its end."""
+    """Events that curves show: all but a start at step 0, checkpoints that went well, and the end."""
     for number, run in enumerate(runs):
-        for place, event in enumerate(run.events):
+        for event in run.events:
             kind = event["event"]
-            if kind in MARKED and (kind != "start" or place):
+            if kind in MARKED and (kind != "start" or event["step"]):
                 text = f"{run.name}, step {event['step']:,}: {MARKED[kind]}"
                 yield {"run": number, "step": event["step"], "kind": kind, "color": colour(number), "text": text}
 

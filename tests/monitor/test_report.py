@@ -130,7 +130,7 @@ def test_page(tmp_path):
     events += [start(9, notes=["continues from run/step-9", "optimizer.lr: 1 → </script>"])]
     events += [("checkpoint", step, {"path": f"p{step}", "seconds": 1.0, "stall_seconds": 0.1}) for step in (10, 20, 30, 40)]
     first = make_run(tmp_path / "one" / "run", WELL, [*events, END])
-    second = make_run(tmp_path / "two" / "run", [line(step, max_norm_error=None) for step in range(1, 41)], [start(), END], wide)
+    second = make_run(tmp_path / "two" / "run", [line(step, max_norm_error=None) for step in range(1, 41)], [start(5), END], wide)
     page = report(read_runs([first, second]))
     found = drawn(page)
     charts = {chart["title"]: chart for chart in found["charts"]}
@@ -140,7 +140,7 @@ def test_page(tmp_path):
         {"run": 0, "name": "one/run, validation", "color": "", "dots": True, "steps": [40], "values": [3.5]}
     assert [series["name"] for series in charts["max_norm_error"]["series"]] == ["one/run"] and charts["max_norm_error"]["high"] == 1e-6
     assert [series["name"] for series in charts["valid of one/run"]["series"]] == ["a", "b"] and "tokens" not in charts
-    assert [(mark["run"], mark["step"], mark["kind"]) for mark in found["events"]] == [(0, 9, "stop"), (0, 9, "start")]
+    assert [(mark["run"], mark["step"], mark["kind"]) for mark in found["events"]] == [(0, 9, "stop"), (0, 9, "start"), (1, 5, "start")]
     assert found["places"][1]["tokens"][-1] == 4000
     assert "goes on from run/step-9" in page and "optimizer.lr: 1 → &lt;/script&gt;" in page and "asked to stop (SIGTERM)" in page
     assert "4 checkpoints, the last p40: 4.0 s, training waited 0.40 s for them" in page and page.count("<script") == 2
