@@ -10,13 +10,13 @@ from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.monitor.report_events import colour, dot, events_table, marks, recipes, shade
 from megatron_ngpt.monitor.run_record import AXES, RunRecord, Series, read_runs
 from megatron_ngpt.monitor.table import Metric
-from megatron_ngpt.monitor.verdicts import state, verdicts
+from megatron_ngpt.monitor.verdicts import COUNT, state, verdicts
 from megatron_ngpt.pages import Html, element, escaped, page, table
 from megatron_ngpt.pages import verdicts as verdict_list
 
 POINTS = 1500  # of a curve; of more, each part of it keeps its least and its greatest value
 TOGETHER = {"valid_loss": "loss"}  # one picture
-LEFT_OUT = ("tokens", "percent_done", "seconds_left", "valid")  # that the axis and the head of the page say, and datasets that are one
+LEFT_OUT = (COUNT, "tokens", "percent_done", "seconds_left", "valid")  # that the rest of the page says, and datasets that are one
 STYLE = """
 .wide td:first-child, .wide td:nth-child(2) { white-space: nowrap; }
 .bar { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: .4rem 1.4rem; align-items: center; padding: .6rem 0;
@@ -88,7 +88,7 @@ def _row(run: RunRecord) -> list[object]:
         f"{sum(losses) / len(losses):.4f}" if losses else "",
         f"{valid[-1]:.4f}" if valid else "",
         f"{sum(speeds) / len(speeds):,.0f}" if speeds else "",
-        f"{run.places([run.last_step])['hours'][0]:.2f}",
+        f"{run.places([run.last_step])['hours'][0]:.3g}",
         sum(event["event"] == "start" for event in run.events) or "",
     ]
 

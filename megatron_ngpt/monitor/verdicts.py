@@ -9,7 +9,9 @@ from megatron_ngpt.monitor.run_record import RunRecord, Series
 
 Verdict = tuple[str, str]  # good, warn or bad; a sentence
 SLOWER = 0.9  # of the best tenth's pace: less is worth a word
-RISE = 0.02  # nats of a validation loss over its best
+RISE = 0.02  # nats of a loss over its best
+SURE = 4  # standard errors by which the mean of a part must lie above the best one's
+COUNT = "out_of_range"  # of the other values, which are told themselves
 PART = 10  # parts of a run that are compared
 STALL = 0.01  # of the run's time that checkpoints held training up
 
@@ -70,7 +72,7 @@ def _ranges(run: RunRecord) -> Iterator[Verdict]:
     watched, left = 0, 0
     for series in run.series():
         metric = series.metric
-        if metric.low is None and metric.high is None:
+        if metric.name == COUNT or (metric.low is None and metric.high is None):
             continue
         watched += 1
         out = [(step, value) for step, value in zip(series.steps, series.values, strict=True) if not metric.healthy(value)]
@@ -107,11 +109,12 @@ def _loss(run: RunRecord) -> Iterator[Verdict]:
     parts = _parts(losses)
     if len(parts) == PART:
         means = [statistics.fmean(part) for part in parts]
-        if means[-1] > min(means[:-1]) + max(RISE, 2 * _error(parts[-1])):
-            best = means.index(min(means)) + 1
-            yield "warn", f"the loss rises: {means[-1]:.4f} over the last tenth of the run, {min(means):.4f} over its {_nth(best)} tenth"
+        best = means.index(min(means))
+        if means[-1] > means[best] + max(RISE, SURE * math.hypot(_error(parts[best]), _error(parts[-1]))):
+            lowest = f"{means[best]:.4f} over its {_nth(best + 1)} tenth"
+            yield "warn", f"the loss rises: {means[-1]:.4f} over the last tenth of the run, {lowest}"
         else:
-            yield "good", f"the loss falls: {means[0]:.4f} over the first tenth of the run, {means[-1]:.4f} over the last"
+            yield "good", f"the loss went from {means[0]:.4f} over the first tenth of the run to {means[-1]:.4f} over the last"
     valid = [(line["step"], line["valid_loss"]) for line in run.lines if line.get("valid_loss") is not None]
     if len(valid) > 1:
         step, best = min(valid, key=lambda place: place[1])
@@ -132,8 +135,9 @@ def _pace(run: RunRecord) -> Iterator[Verdict]:
 
 
 def _stalls(run: RunRecord) -> Iterator[Verdict]:
-    """What checkpoints cost."""
-    stalls = [event["stall_seconds"] for event in run.events if event["event"] == "checkpoint" and "stall_seconds" in event]
+    """What checkpoints cost, but for the one at the end, which nothing waits for."""
+    saved = [event for event in run.events if event["event"] == "checkpoint" and event["step"] < run.last_step]
+    stalls = [event["stall_seconds"] for event in saved if "stall_seconds" in event]
     hours = run.places([run.last_step])["hours"][0]
     if stalls and hours and sum(stalls) > STALL * hours * 3600:
         share = sum(stalls) / hours / 3600
