@@ -27,7 +27,7 @@ class StandIn:
     """Three micro-batches a step, each of which may be `struck`; only the last moves the weights, by one."""
 
     struck = staticmethod(lambda *_: None)
-    loss = 2.0
+    loss, vetoed = 2.0, 0.0
 
     def __init__(self, *_):
         self.shards, self.base = build(Layout(), 0)
@@ -48,7 +48,7 @@ class StandIn:
             self.struck(self, micro)
         for shard in self.shards.values():
             shard.master.add_(1)
-        return Outcome(torch.tensor([2.0, 1.0, 0.0, 0.0, 0.0]))
+        return Outcome(torch.tensor([float("nan") if self.vetoed else 2.0, 1.0, self.vetoed, 0.0, 0.0]))
 
     def evaluate(self, _):
         return self.loss
@@ -172,6 +172,22 @@ def test_a_last_update_that_is_not_finite_is_no_success(corpus, tmp_path, value)
     assert "step-00000003 was not written: weights/" in ended and ended.endswith("status 1")
     assert left(tmp_path) == ["latest", "step-00000001", "step-00000002", "step-00000003.notfinite"]
     assert happened(tmp_path)[-1] == ("end", 3) and read_events(tmp_path / "run")[-1]["error"] in ended
+
+
+def refuses(recipe, options):
+    def strike(engine, micro):
+        engine.vetoed = float(engine.number == 3)
+
+    return run(recipe, options, strike)
+
+
+def test_a_vetoed_update_is_an_event(corpus, tmp_path):
+    recipe, options = begin(corpus, tmp_path, "--training.steps=5", "--checkpoint.every=0")
+    [(_, ended)] = on_ranks(1, refuses, recipe, options)
+    assert ended.startswith("step 3: loss is nan, no weight was moved") and ended.endswith("status 1")
+    assert happened(tmp_path) == [("start", 0), ("veto", 3), ("end", 3)]
+    veto, end = read_events(tmp_path / "run")[1:]
+    assert (veto["value"], veto["found"], end["outcome"]) == ("loss", "nan", "failed") and end["error"] in ended
 
 
 def evaluates(recipe, options, loss):
