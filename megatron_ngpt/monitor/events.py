@@ -15,7 +15,7 @@ KINDS = {
     "start": "resumed_from (a checkpoint; null: step 0), code, ranks (and hosts), layout, notes (what the recipe changes, say)",
     "checkpoint": "path, seconds (from start to end), stall_seconds (that training waited)",
     "checkpoint_failed": "error",
-    "veto": "value (loss or gradient norm), found (what it is)",
+    "veto": "value (loss or gradient norm), found (what it is); step is the one that was vetoed",
     "stop": "asked (the signal, or who is gone; null where another rank was asked)",
     "end": "outcome (finished, stopped or failed), error",
 }
