@@ -69,7 +69,7 @@ def until(condition, seconds: float = 120) -> None:
 
 def main(address: str, file: str) -> None:
     """A picture of the page, once its text has stopped to change."""
-    with browser() as driver:
+    with browser(1920, 1250) as driver:
         driver.get(address)
         texts: list[str] = []
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import nn
 
 from megatron_ngpt.config.recipe import Recipe
@@ -68,8 +69,10 @@ def _gather_when_used(layer: nn.Module) -> None:
 
 @contextmanager
 def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Whole parameters, in tensors that training can use again."""
-    gathering = deepspeed.zero.GatheredParameters(parameters)
+    """Whole parameters, in tensors that training can use again; those that DeepSpeed holds whole just now are left to it, which counts
+    them."""
+    missing = [parameter for parameter in parameters if parameter.ds_status != ZeroParamStatus.AVAILABLE]
+    gathering = deepspeed.zero.GatheredParameters(missing)
     with torch.inference_mode(False), torch.no_grad():
         gathering.__enter__()
     try:
