@@ -15,6 +15,7 @@ from megatron_ngpt.config.load import dump_recipe
 from megatron_ngpt.monitor.logger import RunInfo
 from megatron_ngpt.monitor.table import METRICS
 
+IN_TRAINING = "validation/loss"  # the validation loss once more, in the run `training`: the tab HParams looks for it nowhere else
 COMPARED = ("model", "parallel", "optimizer", "schedule", "training")  # sections whose keys are hyper-parameters
 FIRST = ("model.arch", "model.hidden", "model.layers", "optimizer.lr", "training.global_batch")  # the five columns that are seen at once
 ELSEWHERE = ("training.output", "training.profile")  # of those, what makes no other model
@@ -24,7 +25,7 @@ def front_matter(run: RunInfo) -> Iterator[Summary]:
     """The summaries that the run `training` begins with."""
     yield text_pb("recipe", verbatim(dump_recipe(run.recipe), "yaml"))
     found = hyper_parameters(run.recipe.model_dump(mode="json"))
-    losses = [Metric(METRICS["loss"].tag, display_name="loss"), Metric(METRICS["valid_loss"].tag, "../validation", "validation loss")]
+    losses = [Metric(METRICS["loss"].tag, display_name="loss"), Metric(IN_TRAINING, display_name="validation loss")]
     yield _experiment(found, losses)
     yield hparams_pb(found, trial_id=str(run.output))
     yield layout()

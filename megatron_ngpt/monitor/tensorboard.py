@@ -15,7 +15,7 @@ from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from megatron_ngpt.monitor.board_page import front_matter, verbatim
+from megatron_ngpt.monitor.board_page import IN_TRAINING, front_matter, verbatim
 from megatron_ngpt.monitor.logger import Logger, RunInfo
 from megatron_ngpt.monitor.table import VALIDATION, tagged
 
@@ -36,7 +36,10 @@ class TensorBoardLogger(Logger):
         """Those of the values that have a tag."""
         for name, file in self._files.items():
             own = {key: value for key, value in values.items() if (key in VALIDATION_NAMES) == (name == VALIDATED)}
-            if numbers := tagged(own):
+            numbers = tagged(own)
+            if name == TRAINED and values.get("valid_loss") is not None:
+                numbers[IN_TRAINING] = values["valid_loss"]
+            if numbers:
                 file.write(step, Summary(value=[Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()]))
 
     def histogram(self, step: int, name: str, values: np.ndarray) -> None:

@@ -78,6 +78,7 @@ def test_validation_line_and_tags(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 5, "valid_loss": 2.0, "valid": {"web": 1.5, "code": 2.5}}]
     assert scalars(tmp_path, "1 health/loss", "validation") == [(5, 2.0)]
     assert scalars(tmp_path, "validation/code", "validation") == [(5, 2.5)]
+    assert scalars(tmp_path, "validation/loss") == [(5, 2.0)]  # where the tab HParams finds it
     assert "validation loss 2.0000" in console.getvalue()
 
 

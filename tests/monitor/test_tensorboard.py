@@ -50,7 +50,7 @@ def test_hyper_parameters(tmp_path):
     assert started.hparams["deepspeed"].string_value == "zero1" and started.hparams["optimizer.tangent"].HasField("bool_value")
     experiment = metadata.parse_experiment_plugin_data(content[metadata.EXPERIMENT_TAG])
     assert [(metric.name.group, metric.name.tag) for metric in experiment.metric_infos] == [
-        ("", METRICS["loss"].tag), ("../validation", METRICS["valid_loss"].tag),
+        ("", METRICS["loss"].tag), ("", "validation/loss"),
     ]
     assert sorted(info.name for info in experiment.hparam_infos if info.differs) == sorted(FIRST)
     found = hyper_parameters(recipe(tmp_path).model_dump(mode="json"))
