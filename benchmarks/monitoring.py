@@ -3,7 +3,8 @@
     python -m benchmarks.monitoring [--rounds N] [--output FILE.json]
 
 The quickstart's model and batch on one rank, through the engine, with all that a run writes (metrics.jsonl, TensorBoard). In every round
-each kind makes one step, so that a slow minute of the machine hits all alike. A run at the defaults logs every step and looks at every
+each kind makes one step, so that a slow minute of the machine hits all alike; on a CPU seconds are of this process's own time, all its
+threads together, in which others' work does not count. A run at the defaults logs every step and looks at every
 layer at every hundredth; its cost is that of so many logged steps and one of the others over as many untold ones.
 """
 
@@ -59,6 +60,7 @@ class Run:
         from megatron_ngpt.training.phase import Phase
 
         device = choose_device()
+        self.clock = time.perf_counter if device.type == "cuda" else time.process_time
         start_process_group(device, print)
         recipe = Recipe.model_validate({
             "model": MODEL, "training": {"output": str(output), **BATCH}, "monitor": {"every": 1},
@@ -78,7 +80,7 @@ class Run:
 
     def step(self, kind: str) -> float:
         """Seconds of one step of a kind, until the device is done with it."""
-        began = time.perf_counter()
+        began = self.clock()
         self.number += 1
         if kind == "untold":
             self.engine.step(self.batches.all, 1e-3, measure=False)
@@ -92,7 +94,7 @@ class Run:
             self.lines[kind].tell(self.number, result, 1e-3)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return self.clock() - began
 
 
 def cost(times: dict[str, list[float]], log_every: int, every: int) -> float:

@@ -180,15 +180,26 @@ def test_attention_within_documents_a_few_queries_at_a_time(monkeypatch, at_once
     close(attention_entropy(attention, q, k, window), total)
 
 
-def test_blocks_are_watched_as_they_are_not_compiled():
-    """And left as they were; where nothing is watched nothing is in the way."""
+def test_watching_compiles_nothing_and_leaves_nothing_behind(monkeypatch):
+    """Blocks run as they are then: a compiled one that is watched would be compiled once more, and once more after that."""
+    graphs = []
+
+    def count(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
     plan = blueprint(options={"compile": True})
     module = trained(plan)
     observer = Observer(module, shards_of(module), plan, False, 1, CPU)
     before = [(block._run, dict(vars(block.self_attn)), len(block._forward_hooks)) for block in module.layers[1:-1]]
-    observer.begin()
     body = module.layers[:-1]
-    run = lambda: run_layers(body, tokens(1, T), window_of(plan, T, None, module))  # noqa: E731
+    run = torch.no_grad()(lambda: run_layers(body, tokens(1, T), window_of(plan, T, None, module)))
+    run()
+    made = len(graphs)
+    observer.begin()
     values = observer.finish(run).values()
+    run()
+    assert made and len(graphs) == made
     assert all(0 < value < math.log(T) for value in values["entropy_attention"])
     assert [(block._run, dict(vars(block.self_attn)), len(block._forward_hooks)) for block in module.layers[1:-1]] == before
