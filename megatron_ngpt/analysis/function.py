@@ -53,19 +53,19 @@ class Network:
         return step
 
     def push(self, v_TD: torch.Tensor, numbers: Iterable[int]) -> torch.Tensor:
-        """J v through these blocks, in order, [T, D]."""
+        """J v through these blocks, in order, from a v [T, D] that is tangent to one that is."""
         for number in numbers:
             with torch.no_grad():  # forward derivatives are made all the same, and products are plain ones, which have them
-                v_TD = torch.func.jvp(self.block(number), (self.states[number],), (self.tangent(v_TD, number),))[1]
+                v_TD = torch.func.jvp(self.block(number), (self.states[number],), (v_TD,))[1]
             v_TD = self.tangent(v_TD, number + 1)
         return v_TD
 
     def pull(self, u_TD: torch.Tensor, numbers: Iterable[int]) -> torch.Tensor:
-        """Jᵀ u back through these blocks, which are given in forward order, [T, D]."""
+        """Jᵀ u back through these blocks, which are given in forward order, from a u [T, D] that is tangent to one that is."""
         for number in reversed(list(numbers)):
             h_TD = self.states[number].detach().requires_grad_()
             with torch.enable_grad():
-                (u_TD,) = torch.autograd.grad(self.block(number)(h_TD), h_TD, self.tangent(u_TD, number + 1))
+                (u_TD,) = torch.autograd.grad(self.block(number)(h_TD), h_TD, u_TD)
             u_TD = self.tangent(u_TD, number)
         return u_TD
 

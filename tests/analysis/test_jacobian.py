@@ -1,5 +1,7 @@
 """Extreme singular values of Jacobians by products alone, beside dense Jacobians of tiny models."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,17 @@ def test_they_end_when_both_are_known():
     found = last_of(None, growing, 500, 400)
     assert found.converged and not found.exact and found.steps <= 60
     np.testing.assert_allclose([found.largest, found.smallest], [5.0, 0.2], rtol=1e-3)
+
+
+def test_a_residual_is_what_the_transposed_misses():
+    values = torch.linspace(1, 2, 50, dtype=torch.float64)
+    moves = (lambda v: values * v, lambda u: values * u, (lambda v: v, lambda u: u), torch.ones(50, dtype=torch.float64))
+    found = last_of(None, golub_kahan(*moves), 50, 6)
+    diagonal, beside = next(islice(golub_kahan(*moves), 5, None))
+    wide = np.column_stack([np.diag(diagonal), np.zeros(6)]) + np.eye(6, 7, 1) * np.array(beside)[:, None]
+    lefts, singular, rights = np.linalg.svd(wide[:, :6])
+    missed = np.linalg.norm(wide.T @ lefts - np.vstack([rights.T * singular, np.zeros(6)]), axis=0)
+    np.testing.assert_allclose([found.largest_residual, found.smallest_residual], missed[[0, -1]], rtol=1e-6)
 
 
 def test_blocks_that_do_not_fit_are_read_in_turn(network, monkeypatch):
