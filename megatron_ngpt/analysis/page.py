@@ -8,7 +8,7 @@ from megatron_ngpt.analysis.figures import over_median
 from megatron_ngpt.analysis.results import Result
 from megatron_ngpt.pages import COLOURS, Html, element, page, picture, table
 
-FAITHFUL, WORN = 10, 1000  # condition numbers of a head: every direction counts; some are lost
+FAITHFUL, WORN = 10, 1000  # condition numbers of a head: every direction counts; one is lost
 CAPTIONS = {
     "condition": "Condition number of every matrix by layer, on one scale. Of attention's: a line through the heads' median, a band from "
     "the best head to the worst.",
@@ -49,7 +49,7 @@ def _short(results: list[Result]) -> Iterator[str]:
         conditions = [s.condition for s in result.parts("q")]
         worst = max(result.parts("q"), key=lambda s: s.condition)
         verdict = "every direction of every head counts" if worst.condition < FAITHFUL else (
-            "some directions are faint" if worst.condition < WORN else "some heads have lost directions")
+            "no direction is lost" if worst.condition < WORN else "some heads have lost directions")
         where = f"{number(worst.condition)} in layer {worst.layer}, head {worst.head}"
         yield f"{result.label}: condition of the heads' W_q {number(np.median(conditions))} (median), at worst {where}: {verdict}."
     for result in results:
