@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from megatron_ngpt.monitor.monitor import Monitor
+from tests.browser import until
 from tests.monitor.recipes import recipe
 
 pytest.importorskip("wandb", reason="the package wandb is not installed (the extra 'test' has it)")
@@ -26,7 +27,7 @@ def records(file) -> list:
     from wandb.proto.wandb_internal_pb2 import Record
 
     raw, place, found, whole = file.read_bytes(), 7, [], b""
-    while place < len(raw):
+    while place + 7 <= len(raw):
         left = 32768 - place % 32768
         if left < 7:
             place += left
@@ -53,6 +54,7 @@ def test_values_and_the_recipe_are_there_and_a_resumed_run_goes_on(tmp_path):
     start(tmp_path / "run", 0)
     start(tmp_path / "run", 7)
     files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+    until(lambda: all(sum(one.HasField("history") for one in records(file)) == 2 for file in files))  # wandb's own process writes them
     first, again = [records(file) for file in files]
     for begun, found in ((0, first), (7, again)):
         lines = [{item.nested_key[0] if item.nested_key else item.key: json.loads(item.value_json) for item in one.history.item}
