@@ -76,6 +76,7 @@ class _MeanLoss(torch.autograd.Function):
                 grad_folded = part
             else:  # the sum of many chunks, in fp32
                 grad_folded = part.float() if grad_folded is None else grad_folded.add_(part)
+            del logits  # before the next ones are made
         if head.kept is not None:
             head.kept.append(torch.cat(found))
         ctx.save_for_backward(grad_x_ND, *unfold_gradient(grad_folded, weight_VD, scale_V))
