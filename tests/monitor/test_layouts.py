@@ -7,6 +7,7 @@ import pytest
 from megatron_ngpt.monitor.metrics import read_metrics
 from tests.distributed.layouts import TIGHT, zero
 from tests.distributed.ranks import train
+from tests.faults.runs import OF_MACHINES
 
 pytestmark = pytest.mark.usefixtures("in_repository")
 OPTIONS = {
@@ -14,7 +15,6 @@ OPTIONS = {
     "training.steps": 4, "training.log_every": 2, "model.vocab": 333, "monitor.every": 2,
     "schedule.kind": "constant",  # at a rate of 0 the weights' steps are rounding alone
 }  # fmt: skip
-OF_MACHINES = ("seconds", "_per_second", "utilisation", "memory")  # in the names of values that no two runs have in common
 ROUNDING = {"max_norm_error": 1e-6, "norm_error": 1e-6, "cosine": 1e-6}  # absolute, by how names begin
 TOLERANCE = 1e-5
 
