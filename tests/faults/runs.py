@@ -15,8 +15,8 @@ def options(keys: dict) -> list[str]:
 
 
 def lines(output: Path) -> list[dict]:
-    """metrics.jsonl without what differs between two machines, or tells of starts before."""
-    left_out = (*OF_MACHINES, "restarts")
+    """metrics.jsonl without what differs between two machines, tells of starts before, or of what the run has been asked for."""
+    left_out = (*OF_MACHINES, "restarts", "percent_done")
     return [{key: value for key, value in line.items() if not any(part in key for part in left_out)} for line in read_metrics(output)]
 
 
