@@ -22,8 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.machine import write
 from megatron_ngpt.parallel.device import choose_device
 
-MODEL = {"hidden": 128, "layers": 2, "heads": 4}
-VOCABULARY = 1024
+MODEL = {"hidden": 128, "layers": 4, "heads": 4}
+VOCABULARY = 4096
 LONG = 32768  # tokens of which one step is enough
 KINDS = ("ulysses", "ring")
 
