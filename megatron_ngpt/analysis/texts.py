@@ -7,10 +7,10 @@ import torch
 
 from megatron_ngpt.analysis.weights import Weights
 from megatron_ngpt.config.recipe import Dataset
-from megatron_ngpt.data.indexed import IndexedDataset
 from megatron_ngpt.data.sources import open_sources
-from megatron_ngpt.data.tape import Shard, find_prefixes, select_documents
+from megatron_ngpt.data.tape import Shard
 from megatron_ngpt.errors import DataError
+from megatron_ngpt.inference.evaluate import open_tape
 
 CHUNK = 1 << 22  # tokens counted at a time
 COUNTED = 1 << 28  # tokens of a dataset, the first ones, that are counted
@@ -39,11 +39,7 @@ def open_text(weights: Weights, prefix: str | None, tokens: int) -> Text | None:
         DataError: there is no dataset at `prefix`, it is empty, or has ids that the model does not know.
     """
     if prefix is not None:
-        try:
-            datasets = [IndexedDataset(found) for found in find_prefixes(prefix)]
-        except DataError as error:
-            raise DataError(*(f"--data: {problem}" for problem in error.problems)) from None
-        return _read(weights, prefix, select_documents(datasets, 0, sum(dataset.documents for dataset in datasets)), tokens)
+        return _read(weights, prefix, open_tape(prefix).shards, tokens)
     data = weights.recipe.get("data", {})
     for kind in ("valid", "train"):
         sources, _ = open_sources(kind, [Dataset.model_validate(entry) for entry in data.get(kind) or []], 1)

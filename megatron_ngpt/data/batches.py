@@ -123,7 +123,7 @@ class BatchSource:
             windows = self._windows[number]
             starts = windows.starts(samples[rows])
             places.append((windows.tape, rows, starts))
-            tokens[rows] = self._read(windows.tape, starts)
+            tokens[rows] = windows.tape.windows(starts, self.context + 1, self._vocabulary)
         return Rows(tokens, places, datasets)
 
     def epochs(self, step: int) -> list[float]:
@@ -135,13 +135,6 @@ class BatchSource:
         """How many rows of the global batch of `step` come from each dataset entry."""
         before, after = (self._blend.dealt((number - self._begun) * self.global_batch) for number in (step - 1, step))
         return [b - a for a, b in zip(before, after, strict=True)]
-
-    def _read(self, tape: Tape, starts: np.ndarray) -> np.ndarray:
-        """Windows in the tape's own dtype, checked there, before anything is narrowed."""
-        read = np.empty((len(starts), self.context + 1), tape.dtype)
-        tape.read(starts, read)
-        tape.check_ids(starts, read, self._vocabulary)
-        return read
 
 
 @dataclass(frozen=True)

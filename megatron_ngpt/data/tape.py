@@ -82,8 +82,13 @@ class Tape:
                 filled += taken
                 shard += 1
 
-    def check_ids(self, starts: np.ndarray, read: np.ndarray, vocabulary: int) -> None:
-        """Raise DataError for an id of the windows `read` at `starts` that a vocabulary of this many entries does not have."""
+    def windows(self, starts: np.ndarray, length: int, vocabulary: int) -> np.ndarray:
+        """The windows of `length` tokens at `starts` in the tape's own dtype, [windows, length]: none narrowed before it is checked.
+
+        Raises DataError for an id that a vocabulary of this many entries does not have.
+        """
+        read = np.empty((len(starts), length), self.dtype)
+        self.read(starts, read)
         low, high = int(read.min()), int(read.max())
         if low < 0 or high >= vocabulary:
             bad = low if low < 0 else high
@@ -91,6 +96,7 @@ class Tape:
             prefix, document, offset = self.origin(int(starts[row]) + column)
             raise DataError(f"{prefix}: token {bad} at offset {offset} of document {document} is outside the vocabulary of "
                             f"{vocabulary} entries; use the tokenizer that made the dataset")
+        return read
 
     def document_bounds(self) -> np.ndarray:
         """Where each document begins on the tape, and where the last one ends: int64 [documents + 1]."""

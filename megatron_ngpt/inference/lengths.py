@@ -184,10 +184,7 @@ def _summed_by_position(loaded: LoadedModel, tape: Tape, windows: np.ndarray, le
     padded = _padded(int(sizes.max()), length, 2 * loaded.grid.context.size)
     tokens = np.zeros((len(windows), padded + 1), np.int64)
     for row, (start, size, _) in zip(tokens, windows.tolist(), strict=True):
-        read = np.empty((1, size + 1), tape.dtype)
-        tape.read(np.array([start]), read)
-        tape.check_ids(np.array([start]), read, loaded.vocabulary)
-        row[: size + 1] = read[0]
+        row[: size + 1] = tape.windows(np.array([start]), size + 1, loaded.vocabulary)[0]
     held = held_positions(module.blueprint, padded)
     inputs, targets = (torch.from_numpy(tokens[:, places]).to(loaded.device) for places in (held, held + 1))
     losses_BT = token_losses(module, inputs, targets)

@@ -27,9 +27,7 @@ def count_words(prefix: str, tape: Tape, bounds: np.ndarray, loaded: LoadedModel
         return None
     tokenizer, counted = loaded.tokenizer(), 0
     for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        read = np.empty((1, end - begin), tape.dtype)
         if end > begin:
-            tape.read(np.array([begin]), read)
-            tape.check_ids(np.array([begin]), read, min(tokenizer.size, loaded.vocabulary))
-        counted += len(tokenizer.decode(read[0]).split())
+            read = tape.windows(np.array([begin]), end - begin, min(tokenizer.size, loaded.vocabulary))
+            counted += len(tokenizer.decode(read[0]).split())
     return counted
