@@ -7,10 +7,10 @@ import base64
 import html
 from collections.abc import Iterable, Sequence
 
+COLOURS = ("#1f6feb", "#d1570d", "#1a8a4a", "#8250df", "#bf3989", "#0b7f8a", "#8a6a00", "#5d6670")  # --c0, --c1, ... in light
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --faint: #5d6670; --paper: #ffffff; --card: #f6f8fa; --line: #d5dae0;
-  --good: #1a7f37; --warn: #8a5a00; --bad: #c31e2b; --c0: #1f6feb; --c1: #d1570d; --c2: #1a8a4a; --c3: #8250df; --c4: #bf3989;
-  --c5: #0b7f8a; --c6: #8a6a00; --c7: #5d6670; }
+  --good: #1a7f37; --warn: #8a5a00; --bad: #c31e2b; COLOURS }
 @media (prefers-color-scheme: dark) { :root { --ink: #e2e8ee; --faint: #96a1ad; --paper: #0e1217; --card: #171c23; --line: #313943;
   --good: #4ac26b; --warn: #e0a83a; --bad: #ff7b72; --c0: #6cb0ff; --c1: #ffa05c; --c2: #5fd08a; --c3: #bf9bff; --c4: #ff8cc6;
   --c5: #54d0dc; --c6: #d9b443; --c7: #96a1ad; } }
@@ -34,8 +34,7 @@ figure img { max-width: 100%; height: auto; background: #fff; border: 1px solid 
 .good::before { content: "\\2713"; color: var(--good); } .warn::before { content: "!"; color: var(--warn); left: .3rem !important; }
 .bad::before { content: "\\2717"; color: var(--bad); }
 .dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .4em; }
-"""
-COLOURS = 8  # --c0 to --c7 of the style
+""".replace("COLOURS", " ".join(f"--c{number}: {colour};" for number, colour in enumerate(COLOURS)))
 
 
 class Html(str):
@@ -76,6 +75,16 @@ def picture(png: bytes, caption: str) -> Html:
 def verdicts(found: Iterable[tuple[str, str]]) -> Html:
     """A list of (good, warn or bad; what is so)."""
     return element("ul", *(element("li", line, class_=kind) for kind, line in found), class_="verdicts")
+
+
+def colour(number: int) -> str:
+    """What tells things that are counted apart, as CSS has it."""
+    return f"var(--c{number % len(COLOURS)})"
+
+
+def dot(colour: str) -> Html:
+    """A round mark in a colour, before a name."""
+    return element("span", class_="dot", style=f"background:{colour}")
 
 
 def _is_number(cell: object) -> bool:

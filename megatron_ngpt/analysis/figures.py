@@ -10,8 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from megatron_ngpt.analysis.embeddings import Embedding
 from megatron_ngpt.analysis.results import Result
+from megatron_ngpt.pages import COLOURS
 
-COLOURS = ("#1f6feb", "#d1570d", "#1a8a4a", "#8250df", "#bf3989", "#0b7f8a", "#8a6a00", "#5d6670")  # the page's, in its order
 CEILING = 1e16  # of a condition number that is shown: float64 knows no more
 PANEL = (3.4, 2.8)  # inches
 

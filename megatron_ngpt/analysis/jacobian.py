@@ -47,9 +47,19 @@ class Extremes:
         return self.largest / self.smallest if self.smallest > 0 else float("inf")
 
     @property
+    def largest_known(self) -> bool:
+        """`largest` is within `NEAR` of a true singular value."""
+        return self.exact or self.largest_residual <= NEAR * self.largest
+
+    @property
+    def smallest_known(self) -> bool:
+        """`smallest` is within `NEAR` of a true singular value."""
+        return self.exact or self.smallest_residual <= NEAR * self.smallest
+
+    @property
     def converged(self) -> bool:
-        """Both values are within `NEAR` of a true one."""
-        return self.largest_residual <= NEAR * self.largest and self.smallest_residual <= NEAR * self.smallest
+        """Both are known."""
+        return self.largest_known and self.smallest_known
 
 
 def extremes(network: Network, block: int | None, steps: int) -> Extremes:

@@ -6,7 +6,7 @@ import numpy as np
 
 from megatron_ngpt.analysis.figures import over_median
 from megatron_ngpt.analysis.results import Result
-from megatron_ngpt.pages import COLOURS, Html, element, page, picture, table
+from megatron_ngpt.pages import Html, colour, dot, element, page, picture, table
 
 FAITHFUL, WORN = 10, 1000  # condition numbers of a head: every direction counts; one is lost
 CAPTIONS = {
@@ -55,7 +55,7 @@ def _short(results: list[Result]) -> Iterator[str]:
     for result in results:
         if result.jacobians:
             whole = result.jacobians[-1]
-            bound = "" if whole.exact or whole.converged else "at least "
+            bound = "" if whole.converged else "at least "
             yield (f"{result.label}: a small move of the input embeddings comes out of the last block between {number(whole.smallest)} and "
                    f"{number(whole.largest)} times as large, a condition number of {bound}{number(whole.condition)}.")
     for result in results:
@@ -100,10 +100,8 @@ def _function(results: list[Result], figure: Html | None) -> list[Html]:
     rows = []
     for place, result in enumerate(results):
         for e in result.jacobians:
-            sure = [e.exact or residual <= 0.01 * value for value, residual in
-                    ((e.largest, e.largest_residual), (e.smallest, e.smallest_residual))]
             values = [("" if known else mark) + number(value) for known, mark, value in (
-                (sure[0], "≥ ", e.largest), (sure[1], "≤ ", e.smallest), (all(sure), "≥ ", e.condition))]
+                (e.largest_known, "≥ ", e.largest), (e.smallest_known, "≤ ", e.smallest), (e.converged, "≥ ", e.condition))]
             rows.append([_name(results, place), "all blocks" if e.block is None else f"block {e.block}", *values, e.steps])
     texts = {result.text for result in results if result.text}
     at = "; ".join(f"{tokens} tokens of {name}" for name, tokens in sorted(texts))
@@ -143,8 +141,7 @@ def _scales(results: list[Result]) -> Html:
 
 def _name(results: list[Result], place: int) -> Html:
     """A model's label with the dot of its colour."""
-    dot = element("span", class_="dot", style=f"background: var(--c{place % COLOURS})")
-    return element("span", dot, results[place].label)
+    return element("span", dot(colour(place)), results[place].label)
 
 
 def _listed(names: list[str]) -> str:

@@ -44,6 +44,14 @@ def dump_recipe(recipe: Recipe) -> str:
     return text.write(recipe.model_dump())
 
 
+def by_key(recipe: dict) -> dict[str, object]:
+    """The values of a recipe by their keys as an override has them, `model.rope_scaling.kind`."""
+    found = {}
+    for name, value in recipe.items():
+        found |= {f"{name}.{key}": inner for key, inner in by_key(value).items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
 def read_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Reading:
     """As `load_recipe`, but returns the problems instead of raising them, with what could be made of the rest."""
     try:

@@ -11,12 +11,12 @@ from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_confi
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from megatron_ngpt.config.load import dump_recipe
+from megatron_ngpt.config.load import by_key, dump_recipe
 from megatron_ngpt.monitor.logger import RunInfo
 from megatron_ngpt.monitor.table import METRICS
 
 IN_TRAINING = "validation/loss"  # the validation loss once more, in the run `training`: the tab HParams looks for it nowhere else
-COMPARED = ("model", "parallel", "optimizer", "schedule", "training")  # sections whose keys are hyper-parameters
+COMPARED = ("model.", "parallel.", "optimizer.", "schedule.", "training.", "deepspeed")  # how the keys begin that are hyper-parameters
 FIRST = ("model.arch", "model.hidden", "model.layers", "optimizer.lr", "training.global_batch")  # the five columns that are seen at once
 ELSEWHERE = ("training.output", "training.profile")  # of those, what makes no other model
 
@@ -33,21 +33,8 @@ def front_matter(run: RunInfo) -> Iterator[Summary]:
 
 def hyper_parameters(recipe: dict) -> dict[str, bool | float | str]:
     """The keys of a recipe by which runs are compared, with their values."""
-    found: dict[str, bool | float | str] = {}
-
-    def collect(name: str, value) -> None:
-        if name in ELSEWHERE:
-            return
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                collect(f"{name}.{key}", inner)
-        elif value is not None:
-            found[name] = value if isinstance(value, bool | int | float | str) else str(value)
-
-    for section in COMPARED:
-        collect(section, recipe[section])
-    collect("deepspeed", recipe["deepspeed"])
-    return found
+    known = {key: value for key, value in by_key(recipe).items() if key.startswith(COMPARED) and not key.startswith(ELSEWHERE)}
+    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in known.items() if value is not None}
 
 
 def _experiment(found: dict, losses: list[Metric]) -> Summary:

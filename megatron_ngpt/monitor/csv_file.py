@@ -2,9 +2,10 @@
 
 import csv
 import io
-import os
 
-from megatron_ngpt.monitor.logger import Logger, RunInfo, flat
+from megatron_ngpt.monitor.logger import Logger, RunInfo
+from megatron_ngpt.monitor.metrics import append_whole
+from megatron_ngpt.monitor.table import flat
 
 
 class CsvLogger(Logger):
@@ -34,7 +35,8 @@ class CsvLogger(Logger):
         if new:
             self._write_anew([*self._columns, *new], [*self._read()[1], *self._waiting])
         else:
-            self._append(_text(self._columns, self._waiting))
+            with self.path.open("ab", buffering=0) as file:
+                append_whole(file, _text(self._columns, self._waiting))
         self._waiting.clear()
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
@@ -54,17 +56,6 @@ class CsvLogger(Logger):
         finally:
             new.unlink(missing_ok=True)
         self._columns = columns
-
-    def _append(self, text: bytes) -> None:
-        """All of it or, so that no row is torn, nothing."""
-        with self.path.open("ab", buffering=0) as file:
-            whole = file.seek(0, os.SEEK_END)
-            try:
-                if file.write(text) < len(text):
-                    raise OSError(f"no room for {self.path}")
-            except OSError:
-                file.truncate(whole)
-                raise
 
 
 def _text(columns: list[str], rows: list[dict], header: bool = False) -> bytes:

@@ -35,8 +35,8 @@ class Logger:
         """Open what `run` is told to."""
 
     def scalars(self, step: int, values: dict[str, Value]) -> None:
-        """What is known after `step` (1-based), by the names of the table of metrics: a line of `metrics.jsonl`. `flat` makes numbers of
-        it alone."""
+        """What is known after `step` (1-based), by the names of the table of metrics: a line of `metrics.jsonl`. `table.flat` makes
+        numbers of it alone."""
 
     def histogram(self, step: int, name: str, values: np.ndarray) -> None:
         """Many numbers of one kind after `step`, now and then: a learned scale of a layer, say."""
@@ -46,16 +46,3 @@ class Logger:
 
     def close(self) -> None:
         """Write out everything; the run is over or has failed."""
-
-
-def flat(values: dict[str, Value]) -> dict[str, float]:
-    """The numbers in `values` that are known: those of a dict or a list each by its name and its key or place, `valid/web`."""
-    found = {}
-    for name, value in values.items():
-        if isinstance(value, list):
-            value = dict(enumerate(value))
-        if isinstance(value, dict):
-            found |= flat({f"{name}/{key}": inner for key, inner in value.items()})
-        elif isinstance(value, (int, float)):
-            found[name] = value
-    return found

@@ -9,6 +9,7 @@ import math
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from megatron_ngpt.foreign import read_json
 
@@ -75,15 +76,22 @@ class MetricsLog:
         self._file.close()
 
     def _write(self) -> None:
-        """Write what waits, all of it or, so that no line is torn, nothing."""
-        whole = self._file.seek(0, os.SEEK_END)
         try:
-            if self._file.write(self._waiting) < len(self._waiting):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            append_whole(self._file, self._waiting)
             self._waiting, self.problem = b"", None
         except OSError as error:
-            self._file.truncate(whole)
             self.problem = f"{self.path} cannot be written: {error.strerror}; lines wait until it can"
+
+
+def append_whole(file: BinaryIO, content: bytes) -> None:
+    """Add to an unbuffered file all of `content` or, so that no line is torn, nothing. Raises OSError where the disk is full."""
+    whole = file.seek(0, os.SEEK_END)
+    try:
+        if file.write(content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        file.truncate(whole)
+        raise
 
 
 def _belongs(text: str, step: int) -> bool:

@@ -7,11 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from megatron_ngpt.errors import ConfigError
-from megatron_ngpt.monitor.report_events import colour, dot, events_table, marks, recipes, shade
+from megatron_ngpt.monitor.report_events import events_table, marks, recipes, shade
 from megatron_ngpt.monitor.run_record import AXES, RunRecord, Series, read_runs
 from megatron_ngpt.monitor.table import Metric
 from megatron_ngpt.monitor.verdicts import COUNT, state, verdicts
-from megatron_ngpt.pages import Html, element, escaped, page, table
+from megatron_ngpt.pages import Html, colour, dot, element, escaped, page, table
 from megatron_ngpt.pages import verdicts as verdict_list
 
 POINTS = 1500  # of a curve; of more, each part of it keeps its least and its greatest value

@@ -5,8 +5,9 @@ import time
 from collections.abc import Iterator
 from itertools import groupby
 
+from megatron_ngpt.config.load import by_key
 from megatron_ngpt.monitor.run_record import RunRecord
-from megatron_ngpt.pages import COLOURS, Html, element, escaped, table
+from megatron_ngpt.pages import COLOURS, Html, colour, dot, element, escaped, table
 
 MARKED = {"start": "started", "veto": "update vetoed", "checkpoint_failed": "checkpoint lost", "stop": "asked to stop"}
 
@@ -69,7 +70,7 @@ def _in_words(event: dict) -> Html:
 def recipes(runs: list[RunRecord]) -> Iterator[Html]:
     """Of several runs the keys that differ; each recipe whole, to be unfolded."""
     if len(runs) > 1:
-        keys = [_flat_keys(run.recipe) for run in runs]
+        keys = [by_key(run.recipe) for run in runs]
         differing = [key for key in dict.fromkeys(key for one in keys for key in one) if len({str(one.get(key)) for one in keys}) > 1]
         yield table(["key", *(run.name for run in runs)], [[key, *(one.get(key, "") for one in keys)] for key in differing])
     for run in runs:
@@ -78,21 +79,6 @@ def recipes(runs: list[RunRecord]) -> Iterator[Html]:
             yield element("details", element("summary", str(path)), element("pre", path.read_text("utf-8", "replace")))
 
 
-def _flat_keys(recipe: dict, prefix: str = "") -> dict[str, object]:
-    found = {}
-    for key, value in recipe.items():
-        found |= _flat_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
-def colour(number: int) -> str:
-    return f"var(--c{number % COLOURS})"
-
-
 def shade(place: int, of: int) -> str:
     """The colours of values that are counted, such as layers: from blue to red."""
-    return colour(place) if of <= COLOURS else f"hsl({240 - 240 * place / (of - 1):.0f} 65% 50%)"
-
-
-def dot(colour: str) -> Html:
-    return element("span", class_="dot", style=f"background:{colour}")
+    return colour(place) if of <= len(COLOURS) else f"hsl({240 - 240 * place / (of - 1):.0f} 65% 50%)"

@@ -9,9 +9,8 @@ import yaml
 
 from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.monitor.events import read_events
-from megatron_ngpt.monitor.logger import flat
 from megatron_ngpt.monitor.metrics import metrics_file, read_lines
-from megatron_ngpt.monitor.table import METRICS, Metric
+from megatron_ngpt.monitor.table import METRICS, Metric, flat
 
 AXES = ("step", "tokens", "hours")
 

@@ -3,7 +3,6 @@
 `metrics.jsonl`, TensorBoard, reports and docs/monitoring.md read it. `python -m megatron_ngpt.monitor.table` prints the page's table.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -24,7 +23,6 @@ class Metric:
         meaning: what a person should know of it.
         tag: in TensorBoard; None: it is not there.
         low, high: the bounds between which it is healthy; None: no bound.
-        first: it belongs on the first page, of which a person sees whether a run is well, how fast and how long still.
         by: the value is one number; or, of each dataset of `data.valid`, source of `data.train`, task or kind of parameter, a number by
             name; or a list, a number a layer; or of each kind of matrix such a list by its name (one number for those of the two ends).
     """
@@ -35,7 +33,6 @@ class Metric:
     tag: str | None = None
     low: float | None = None
     high: float | None = None
-    first: bool = False
     by: By = ""
 
     @property
@@ -53,18 +50,18 @@ class Metric:
 
 
 TRAINING = (
-    Metric("loss", "nats a token", "mean over the global batch, before the update", "1 health/loss", first=True),
+    Metric("loss", "nats a token", "mean over the global batch, before the update", "1 health/loss"),
     Metric("out_of_range", "values", "newest numbers that are outside of their healthy range; they are named in the log and, in "
-           "TensorBoard, in the text of this name", "1 health/out_of_range", high=0, first=True),
+           "TensorBoard, in the text of this name", "1 health/out_of_range", high=0),
     Metric("loss_by_source", "nats a token", "of the rows of each source, where there are several", "training/loss", by="source"),
-    Metric("grad_norm", "", "norm of all gradients, before clipping", "1 health/norm_of_gradients", first=True),
+    Metric("grad_norm", "", "norm of all gradients, before clipping", "1 health/norm_of_gradients"),
     Metric("clipped", "share", "of the steps since the last line, those whose gradients were clipped", "training/clipped"),
     Metric("lr", "", "learning rate that the update used", "training/lr"),
     Metric("tokens", "tokens", "trained on since the run began", "training/tokens"),
     Metric("epochs", "passes", "over each source, since the run or its phase (another context) began", "training/epochs", by="source"),
-    Metric("percent_done", "%", "steps of `training.steps`", "2 pace/percent_done", first=True),
+    Metric("percent_done", "%", "steps of `training.steps`", "2 pace/percent_done"),
     Metric("seconds_left", "s", "by the mean time of a step since the run started, evaluations and checkpoints included",
-           "2 pace/seconds_left", first=True),
+           "2 pace/seconds_left"),
     Metric("step_seconds", "s", "mean of the steps since the last line, without evaluations and checkpoints", "2 pace/step_seconds"),
     Metric("seconds_data", "s", "of the logged step on rank 0, waiting for rows of the batch", "time of a step/data"),
     Metric("seconds_forward_backward", "s", "of the logged step on rank 0, forward and backward passes, without collectives",
@@ -75,10 +72,10 @@ TRAINING = (
            "time of a step/optimizer"),
     Metric("seconds_rest", "s", "of the logged step on rank 0, all else: under `log_every: 1` the writing of the line before too",
            "time of a step/rest"),
-    Metric("tokens_per_second", "tokens/s", "of all ranks together", "2 pace/tokens_per_second", first=True),
+    Metric("tokens_per_second", "tokens/s", "of all ranks together", "2 pace/tokens_per_second"),
     Metric("tflops_per_second", "TFLOP/s", "model FLOPs, a device", "2 pace/tflops_per_second"),
     Metric("utilisation", "share", "model FLOPs of what the device could do: its data sheet's, or, where that is not known and on a CPU, "
-           "what a large matrix product reached at the start", "2 pace/utilisation", first=True),
+           "what a large matrix product reached at the start", "2 pace/utilisation"),
     Metric("device_memory_peak", "GiB", "most that tensors took since the last line, of the rank that had most; null on a CPU",
            "memory/device_peak"),
     Metric("device_memory_reserved", "GiB", "that torch has taken from the device, of the rank that has most; null on a CPU",
@@ -93,7 +90,7 @@ TRAINING = (
     Metric("max_norm_error", "", "the same in the fp32 masters after rescaling: rounding is 1e-7", "sphere/max_norm_error", 0.0, 1e-6),
 )  # fmt: skip
 VALIDATION = (
-    Metric("valid_loss", "nats a token", "mean over the validation datasets", "1 health/loss", first=True),
+    Metric("valid_loss", "nats a token", "mean over the validation datasets", "1 health/loss"),
     Metric("tasks", "", "of each task of training.eval_tasks, by the task's name and its measure", "tasks", by="task"),
     Metric("valid", "nats a token", "of each validation dataset", "validation", by="dataset"),
 )
@@ -156,19 +153,24 @@ def unhealthy(values: dict[str, Value]) -> dict[str, str]:
     found = {}
     for name, value in values.items():
         if metric := METRICS.get(name):
-            for full, number in _numbers(name, value):
+            for full, number in flat({name: value}).items():
                 if not metric.healthy(number):
                     found[full] = f"{full} = {number:g}: healthy is {metric.range or 'a finite number'}"
     return found
 
 
-def _numbers(name: str, value: Value) -> Iterator[tuple[str, float]]:
-    """The numbers in a value, each with its full name: `valid/web`, `step_angle/q/3`."""
-    if isinstance(value, (dict, list)):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _numbers(f"{name}/{key}", inner)
-    elif isinstance(value, (int, float)):
-        yield name, value
+def flat(values: dict[str, Value]) -> dict[str, float]:
+    """The numbers in `values` that are known: those of a dict or a list each by its name and its key or place, `valid/web`,
+    `step_angle/q/3`."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            value = dict(enumerate(value))
+        if isinstance(value, dict):
+            found |= flat({f"{name}/{key}": inner for key, inner in value.items()})
+        elif isinstance(value, (int, float)):
+            found[name] = value
+    return found
 
 
 TABLES = (

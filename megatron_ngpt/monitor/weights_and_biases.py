@@ -4,7 +4,8 @@ import html
 import os
 import secrets
 
-from megatron_ngpt.monitor.logger import Logger, RunInfo, flat
+from megatron_ngpt.monitor.logger import Logger, RunInfo
+from megatron_ngpt.monitor.table import flat
 
 
 class WandbLogger(Logger):

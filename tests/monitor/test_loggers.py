@@ -9,8 +9,9 @@ import pytest
 
 from megatron_ngpt.monitor import loggers
 from megatron_ngpt.monitor.csv_file import CsvLogger
-from megatron_ngpt.monitor.logger import RunInfo, flat
+from megatron_ngpt.monitor.logger import RunInfo
 from megatron_ngpt.monitor.monitor import Monitor
+from megatron_ngpt.monitor.table import flat
 from tests.monitor.recipes import Remembering, recipe
 
 OWN = "tests.monitor.recipes:Remembering"
