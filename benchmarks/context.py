@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.multiprocessing
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.machine import write
+from benchmarks.machine import peak_bytes, write
 from megatron_ngpt.parallel.device import choose_device
 
 MODEL = {"hidden": 128, "layers": 4, "heads": 4}
@@ -64,10 +63,7 @@ def measure(rank: int, length: int, ranks: int, kind: str, output: str) -> None:
     from megatron_ngpt.parallel.device import start_process_group
 
     start_process_group(choose_device(), print)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        seconds = train(length, ranks, kind)
-    moves = [(event.start_ns(), event.nbytes()) for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    peak = int(np.cumsum([nbytes for _, nbytes in sorted(moves, key=lambda move: move[0])]).max())
+    peak, seconds = peak_bytes(lambda: train(length, ranks, kind))
     Path(f"{output}.{rank}").write_text(json.dumps({"bytes": peak, "seconds": seconds}))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

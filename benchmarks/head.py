@@ -14,14 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.progress import track
 from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.machine import write
+from benchmarks.machine import peak_bytes, write
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
@@ -63,10 +61,7 @@ def peak(loss: Callable, inputs: list[torch.Tensor], targets: torch.Tensor) -> i
     """The most bytes allocated at once on the way, gradients included."""
     for tensor in inputs:
         tensor.grad = None
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        loss(*inputs, targets).backward()
-    moves = [(event.start_ns(), event.nbytes()) for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return int(np.cumsum([nbytes for _, nbytes in sorted(moves, key=lambda move: move[0])]).max())
+    return peak_bytes(lambda: loss(*inputs, targets).backward())[0]
 
 
 def step_peak(compiled: bool, in_chunks: bool) -> int:

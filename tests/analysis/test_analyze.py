@@ -1,8 +1,6 @@
 """`ngpt analyze`: numbers beside numpy's on gathered weights, from several layouts and exports, and what it writes."""
 
 import csv
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ from megatron_ngpt.checkpoint.saver import save
 from megatron_ngpt.config.recipe import Data, Dataset, Recipe, Training
 from megatron_ngpt.data.writer import IndexedWriter
 from megatron_ngpt.errors import ConfigError, DataError, NgptError
+from tests.browser import browser, needs_browser
 from tests.checkpoint.layouts import MODEL, VOCABULARY, Layout, build, fill
 from tests.checkpoint.test_hub_llama import make_llama
 from tests.checkpoint.trained import make_model, save_run
@@ -163,12 +162,11 @@ def test_models_are_called_by_what_tells_them_apart(tmp_path):
 
 
 @pytest.mark.heavy
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium to open the report")
-def test_the_report_opens_in_a_browser(report, tmp_path):
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,3000", f"--user-data-dir={tmp_path / 'profile'}"]
-    page = (report / "report.html").as_uri()
-    picture = tmp_path / "page.png"
-    subprocess.run(["chromium", *options, f"--screenshot={picture}", page], check=True, timeout=120)
-    assert picture.stat().st_size > 50_000
-    shown = subprocess.run(["chromium", *options, "--dump-dom", page], check=True, timeout=120, capture_output=True, text=True).stdout
+@pytest.mark.browser
+@needs_browser
+def test_the_report_opens_in_a_browser(report):
+    with browser(1200, 3000) as driver:
+        driver.get((report / "report.html").as_uri())
+        assert len(driver.get_screenshot_as_png()) > 50_000
+        shown = driver.page_source
     assert "Condition numbers" in shown and shown.count("<img") == 5

@@ -1,6 +1,5 @@
 """What a rank keeps, makes and holds: saved activations, logits, and ZeRO-3's share of the model."""
 
-import gc
 from types import SimpleNamespace
 
 import deepspeed
@@ -9,10 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.autograd.graph import saved_tensors_hooks
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.machine import peak_bytes
 from megatron_ngpt.config.deepspeed_json import engine_config, read_deepspeed
 from megatron_ngpt.config.recipe import Data, Dataset, Model, Recipe, Training
 from megatron_ngpt.model import window
@@ -118,18 +117,7 @@ def test_one_rank_alone_does():
     assert (BATCH * LENGTH, VOCABULARY) in found
 
 
-# ZeRO-3. Bytes are those of torch's allocator on the CPU, from the profiler's record: exact, and the same on any machine.
-
-
-def peak_bytes(function) -> tuple[int, object]:
-    """The most bytes allocated at once while the function runs, beyond those before, and its result."""
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        result = function()
-    moves = [(event.start_ns(), event.nbytes()) for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = np.cumsum([nbytes for _, nbytes in sorted(moves, key=lambda move: move[0])])
-    return int(held.max()), result
-
+# ZeRO-3.
 
 MODEL = Model(layers=32, hidden=128, heads=4, context=16)
 ENTRIES = 200

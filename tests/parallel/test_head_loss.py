@@ -1,12 +1,11 @@
 """Head and loss in chunks, over ranks that divide the vocabulary, against torch's float64 without either: the loss and every gradient."""
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.machine import peak_bytes
 from megatron_ngpt.parallel import cross_entropy, head_loss
 from megatron_ngpt.parallel.grid import Axis, make_grid
 from tests.on_ranks import on_ranks
@@ -82,14 +81,11 @@ def test_bf16_is_summed_in_fp32(monkeypatch):
 
 
 def test_one_chunk_of_logits_is_there_at_a_time(monkeypatch):
-    """The peak of forward and backward, by the profiler's record of torch's allocator."""
+    """The peak of forward and backward."""
     tokens, entries, chunk = 256, 1024, 1 << 16
     monkeypatch.setattr(head_loss, "LOGITS_AT_ONCE", chunk)
     monkeypatch.setattr(cross_entropy, "_CPU_CHUNK", chunk // 16)
     x, weight = torch.randn(1, tokens, 4, requires_grad=True), torch.randn(entries, 4, requires_grad=True)
     head, targets = head_loss.VocabularyHead(Axis(), 0, entries, False), torch.zeros(1, tokens, dtype=torch.int64)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        head.mean_loss(x, weight, None, targets).backward()
-    moves = [(event.start_ns(), event.nbytes()) for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    peak = np.cumsum([nbytes for _, nbytes in sorted(moves, key=lambda move: move[0])]).max()
+    peak, _ = peak_bytes(lambda: head.mean_loss(x, weight, None, targets).backward())
     assert 4 * chunk < peak < 1.9 * 4 * chunk

@@ -1,6 +1,5 @@
 """What config.costs states of memory against torch's allocator and against what autograd saves."""
 
-import gc
 from types import SimpleNamespace
 
 import deepspeed
@@ -8,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.machine import peak_bytes
 from megatron_ngpt.config.costs.memory import block_bytes, memory
 from megatron_ngpt.config.costs.share import Share
 from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice, engine_config, read_deepspeed
@@ -60,7 +59,7 @@ def test_a_block_keeps_what_is_stated(keys, bf16, kept):
     assert sum(t.untyped_storage().nbytes() for t in of_tokens) == stated * tokens.numel()
 
 
-# The peak of a training step. Bytes are those of torch's allocator on the CPU, from the profiler's record: exact on any machine.
+# The peak of a training step.
 
 LARGE = {  # each with a component that outweighs the others
     "activations": {"micro_batch": 8, "layers": 8, "hidden": 128, "ffn": 512, "context": 128},
@@ -86,11 +85,7 @@ def peak_of(name: str, json: str) -> int:
         for _ in range(2):
             engine.step(SimpleNamespace(tokens=tokens), 1e-3, measure=False)
 
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        train()
-    moves = [(event.start_ns(), event.nbytes()) for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return int(np.cumsum([nbytes for _, nbytes in sorted(moves, key=lambda move: move[0])]).max())
+    return peak_bytes(train)[0]
 
 
 @pytest.mark.parametrize("json", ["ds_configs/zero0.json", "ds_configs/zero1.json"])
