@@ -25,7 +25,8 @@ HELP = f"""{USAGE}
 
 Trains the model that a recipe describes. Also under torchrun and srun; for one rank, python launch/pretrain.py RECIPE.yaml.
 Paths are resolved from the working directory. `ngpt check RECIPE.yaml --ranks N` checks a recipe without starting anything.
-Exit status: 0 success, 1 failure at run time, 2 a mistake in the recipe or the options.
+Exit status: 0 success, 1 failure at run time, 2 a mistake in the recipe or the options; 75 stopped by SIGTERM, SIGUSR1, SIGXCPU or the end
+of its launcher, with a checkpoint: the same command goes on.
 
 """
 WAIT_SECONDS = 2.0

@@ -49,6 +49,7 @@ class Trainer:
         self.step = beginning.fill(self.engine)
         self.phases, self.code = beginning.phases, beginning.code
         self.train_data = ready.batches.after(self.phases[-1].after)
+        self.status = 0
         self.unread: list[Outcome] = []  # of the updates that nobody has looked at yet
         self.saved = self.begun = self.step  # the newest step of which there is a checkpoint, and the first one
         on_first_rank(self._check_owned, f"{self.output} could not be written")
@@ -63,8 +64,8 @@ class Trainer:
         for line in (summary(ready), *beginning.notes, *space_warnings(ready)):
             self.monitor.message(line)
 
-    def train(self) -> None:
-        """Train to the last step, or until asked to stop.
+    def train(self) -> int:
+        """Train to the last step, or until asked to stop; returns the exit status.
 
         Raises:
             TrainingError: an update was vetoed, since its loss or gradient norm is not finite.
@@ -73,6 +74,7 @@ class Trainer:
         """
         try:
             self._train()
+            return self.status
         except NgptError:
             raise
         except Exception as error:
@@ -140,6 +142,7 @@ class Trainer:
     def _leave(self, cut: str = "") -> None:
         """Stop as asked, with a checkpoint of the last whole step; `cut` says that one was not finished."""
         self._look()
+        self.status = self.stop.status
         self.monitor.event("stop", self.step, asked=self.stop.asked)
         self._tell(self.store.wait())
         if self.step > self.saved:

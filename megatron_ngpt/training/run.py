@@ -20,9 +20,9 @@ def run(ready: Ready) -> int:
         start_process_group(device, lambda line: print(line, file=console, flush=True))
         from megatron_ngpt.training.loop import Trainer
 
-        Trainer(ready, device, console).train()
+        status = Trainer(ready, device, console).train()
         import torch.distributed as dist
 
         dist.barrier()
         dist.destroy_process_group()
-    return 0
+    return status

@@ -21,6 +21,7 @@ from megatron_ngpt.errors import NgptError
 from megatron_ngpt.training.launcher import launchers, running
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGXCPU, signal.SIGHUP]
+FOR_GOOD = [signal.SIGINT, signal.SIGHUP]  # asked by a person, who is there; the others ask for room, and the run is to go on later
 PROFILE = signal.SIGUSR2  # asks for a profile of the next steps instead
 WATCH = 0.5  # seconds between two looks at the launcher
 WITHIN = 1.0  # seconds of micro-batches after which ranks ask each other: less often than this they would see a stop late
@@ -41,7 +42,7 @@ class StopRequest:
     def __init__(self, say: Callable[[str], None] = lambda _: None, ownership: Ownership | None = None):
         self.asked: str | None = None
         self._profile_asked, self._profile_by = False, 0  # on this rank; by which rank, counted from 1, as all agreed
-        self._interrupted = False
+        self._interrupted, self._for_good, self._level = False, False, 0
         self._say, self._ownership = say, ownership
         self._group = dist.new_group(backend="gloo")  # hosts among themselves: no device is waited for
         self._step, self._stride, self._began, self._count = 0, 1, time.monotonic(), 0
@@ -73,16 +74,23 @@ class StopRequest:
         seconds = (time.monotonic() - self._began) / max(1, self._count)
         lost = self._ownership is not None and self._ownership.lost()
         profiled, self._profile_asked = self._profile_asked * (1 + dist.get_rank()), False
-        told = torch.tensor([float(self.asked is not None), float(lost), seconds, profiled], dtype=torch.float64)
+        level = 0.0 if self.asked is None else 2.0 if self._for_good else 1.0
+        told = torch.tensor([level, float(lost), seconds, profiled], dtype=torch.float64)
         dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self._group)
-        asked, lost, seconds, profiled = told.tolist()
+        self._level, lost, seconds, profiled = told.tolist()
         self._profile_by = int(profiled) or self._profile_by
         if lost:
             if self._ownership:
                 self._ownership.check()
             raise NgptError("the run directory is used by another run now; stopped without writing there")
         self._stride = max(1, math.ceil(WITHIN / max(seconds, 1e-9)))
-        return bool(asked)
+        return bool(self._level)
+
+    @property
+    def status(self) -> int:
+        """What a run that stopped as it was asked to ends with (the same on every rank): 0 where a person stopped it, else EX_TEMPFAIL, on
+        which whoever started it starts it again."""
+        return 0 if self._level == 2 else os.EX_TEMPFAIL
 
     def profile_asked_by(self) -> int | None:
         """The rank that was asked for a profile since the last call (the same on every rank); None: no rank was."""
@@ -106,6 +114,7 @@ class StopRequest:
                 self._ask("its launcher is gone")
 
     def _take(self, number: signal.Signals) -> None:
+        self._for_good |= number in FOR_GOOD
         if number != signal.SIGINT:
             self._ask(number.name)
         elif not self._interrupted:
