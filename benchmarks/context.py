@@ -21,7 +21,7 @@ import torch.multiprocessing
 from benchmarks.machine import peak_bytes, write
 from megatron_ngpt.parallel.device import choose_device
 
-MODEL = {"hidden": 128, "layers": 4, "heads": 4}
+MODEL = {"hidden": 128, "layers": 6, "heads": 4}
 VOCABULARY = 4096
 LONG = 32768  # tokens of which one step is enough
 KINDS = ("ulysses", "ring")
@@ -101,7 +101,7 @@ def draw(rows: list[dict], picture: Path) -> None:
 def main() -> None:
     """Measure, print the table, write the JSON and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024 << i for i in range(7)])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 16384, 65536])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--picture", type=Path, default=Path("docs/context.png"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/context.json"))
