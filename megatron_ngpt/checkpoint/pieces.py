@@ -4,7 +4,7 @@ Replicas are chunks with one place in the tensor, and are written once; vocabula
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
@@ -18,6 +18,7 @@ from megatron_ngpt.parallel.shards import Shard
 WEIGHTS = "weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 CHUNK_BYTES = 1 << 20  # most of a stored chunk, which a reader takes whole: at the ends of its boxes it reads at most so much too much
+CHUNKS = 1 << 14  # of a checkpoint whose tensors are one box each, at most; beyond, chunks are larger, so that lists of them are not
 AS_GIVEN = {"flatten_state_dict": False, "flatten_sharded_tensors": False}
 
 
@@ -29,12 +30,18 @@ class Pieces:
     views: dict[torch.Size, torch.Tensor]
 
 
-def divided(view: torch.Tensor, row: int) -> Iterator[torch.Tensor]:
-    """A view that starts at `row` of its tensor, cut between rows into parts of at most `CHUNK_BYTES` (or of one row).
+def chunk_bytes(state_dict: dict[str, Pieces]) -> int:
+    """Most of a stored chunk where a checkpoint holds these fp32 tensors, of which a rank has pieces: a power of two."""
+    total = sum(4 * held.shape.numel() for held in state_dict.values())
+    return max(CHUNK_BYTES, 1 << max(0, -(-total // CHUNKS) - 1).bit_length())
+
+
+def divided(view: torch.Tensor, row: int, most: int) -> Iterator[torch.Tensor]:
+    """A view that starts at `row` of its tensor, cut between rows into parts of at most `most` bytes (or of one row).
 
     All cuts are at multiples of one power of two of the tensor's rows, where most other layouts cut it too.
     """
-    fitting = CHUNK_BYTES * len(view) // view.nbytes
+    fitting = most * len(view) // view.nbytes
     step = 1 << max(0, fitting.bit_length() - 1)
     first, end = row, row + len(view)
     while row < end:
@@ -63,16 +70,51 @@ def held_tensors(shards: dict[str, Shard], optimizer: torch.optim.Optimizer | No
     return tensors
 
 
+@dataclass
+class KeptPlans:
+    """What a rank's saves know from those before. Where no rank's pieces have changed since, no plan is sent and none is made.
+
+    Attributes:
+        sent, received: this rank's plan as rank 0 has it, and what rank 0 made of it; both or neither.
+        everyone, metadata: on rank 0, every rank's plan as it was sent, and what they make together.
+    """
+
+    sent: SavePlan | None = None
+    received: SavePlan | None = None
+    everyone: list[SavePlan] = field(default_factory=list)
+    metadata: Metadata | None = None
+
+
 class SavePlanner(DefaultSavePlanner):
     """Writes the pieces; the default planner drops replicas and refuses tensors that are not covered exactly once.
 
     An item is a whole view: the chunks into which it is cut are the business of the rank that writes it, so that what rank 0 plans
-    grows with the parameters and ranks, and not with the bytes.
+    grows with the parameters and ranks, and not with the bytes. The default planner's cache of plans is the class's, one for all savers,
+    and after a save that failed between plan and writing it looks for plans that ranks never got; so `kept` is ours.
     """
 
+    def __init__(self, kept: KeptPlans):
+        super().__init__(**AS_GIVEN)
+        self._kept = kept
+
     def create_local_plan(self) -> SavePlan:
-        self.plan = SavePlan([item for name, held in self.state_dict.items() for item in _write_items(name, held)])
-        return self.plan
+        self._own = SavePlan([item for name, held in self.state_dict.items() for item in _write_items(name, held)])
+        if self._own == self._kept.sent:
+            return SavePlan([], usable=False)
+        self._kept.sent = self._kept.received = None  # until this one has come back
+        return self._own
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        if any(plan.usable for plan in all_plans):
+            before = self._kept.everyone or all_plans
+            self._kept.everyone = [new if new.usable else old for new, old in zip(all_plans, before, strict=True)]
+            all_plans, self._kept.metadata = self._create_global_plan(self._kept.everyone)
+        return all_plans, self._kept.metadata
+
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
+        if new_plan.usable:
+            self._kept.sent, self._kept.received = self._own, new_plan
+        return self._kept.received
 
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
         return self.state_dict[index.fqn].views[index.offset]

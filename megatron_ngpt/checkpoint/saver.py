@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_ngpt.checkpoint.catalogue import NOT_FINITE
 from megatron_ngpt.checkpoint.dcp import one_line
 from megatron_ngpt.checkpoint.files import PARTIAL, publish, remove, write_bytes
-from megatron_ngpt.checkpoint.pieces import AS_GIVEN, MOMENTS, WEIGHTS, Pieces, SavePlanner, held_tensors, pieces
+from megatron_ngpt.checkpoint.pieces import MOMENTS, WEIGHTS, KeptPlans, Pieces, SavePlanner, chunk_bytes, held_tensors, pieces
 from megatron_ngpt.checkpoint.seal import Chunks, seal
 from megatron_ngpt.checkpoint.storage import Writer
 from megatron_ngpt.errors import CheckpointError, NgptError, NotFiniteError
@@ -111,7 +111,7 @@ class Saver:
 
     def __init__(self):
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        self._stager = Stager()
+        self._stager, self._plans = Stager(), KeptPlans()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._future: Future | None = None
 
@@ -171,8 +171,8 @@ class Saver:
             try:
                 dcp.save(
                     staged,
-                    storage_writer=Writer(self._partial, directory.check, close),
-                    planner=SavePlanner(**AS_GIVEN),
+                    storage_writer=Writer(self._partial, directory.check, close, chunk_bytes(staged)),
+                    planner=SavePlanner(self._plans),
                     process_group=self._group,
                     no_dist=self._group is None,
                 )

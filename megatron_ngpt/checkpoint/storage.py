@@ -36,11 +36,14 @@ class Writer(FileSystemWriter):
     Args:
         begin: called on the coordinator before anything is written or removed; may refuse.
         close: is given the chunks of every file, and the names of the tensors that hold values which are not finite.
+        chunk_bytes: most of a chunk.
     """
 
-    def __init__(self, directory: Path, begin: Callable[[], None], close: Callable[[dict[str, Chunks], list[str]], None]):
+    def __init__(
+        self, directory: Path, begin: Callable[[], None], close: Callable[[dict[str, Chunks], list[str]], None], chunk_bytes: int
+    ):
         super().__init__(directory)
-        self._begin, self._close = begin, close
+        self._begin, self._close, self._chunk_bytes = begin, close, chunk_bytes
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Overrides a method that makes the directory, on every rank at any time: the coordinator does, for all."""
@@ -62,7 +65,7 @@ class Writer(FileSystemWriter):
         with open(self.path / name, "wb") as file:
             for item in plan.items:
                 view, rows, chunks, finite = planner.lookup_object(item.index), [], [], True
-                for part in divided(view, item.index.offset[0]):
+                for part in divided(view, item.index.offset[0], self._chunk_bytes):
                     chunks.append(_write_chunk(file, part))
                     rows.append(len(part))
                     finite = finite and is_finite(part)

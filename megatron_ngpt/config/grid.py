@@ -49,7 +49,13 @@ class Grid:
         """The ranks of each slice, in order; the slices of a name share the world out among them."""
         inside = self.axes(name)
         outside = [axis for axis in self.sizes if axis not in inside]
-        return [[start + step for step in self._numbers(inside)] for start in self._numbers(outside)]
+        return [self.slice_of(name, start) for start in self._numbers(outside)]
+
+    def slice_of(self, name: str, rank: int) -> list[int]:
+        """The ranks, in order, of that slice of `name` in which `rank` is; costs no more than the slice is long."""
+        inside, place = self.axes(name), self.place(rank)
+        start = rank - sum(self._stride(axis) * place[axis] for axis in inside)
+        return [start + step for step in self._numbers(inside)]
 
     def index(self, name: str, **place: int) -> int:
         """The number, within its slice, of the rank that stands at `place`, and at 0 on the axes left out."""

@@ -37,9 +37,9 @@ def start_process_group(device: torch.device, say: Say) -> None:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"))
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # no port that another run could hold
     else:
-        own = device if device.type == "cuda" else None
         store = meet(rank, world, timeout, say)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout, device_id=own)
+        # Without `device_id`: with it nccl makes a group by splitting the world, in which every rank must take part for every group.
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     # On a CPU DeepSpeed would first compile an all-reduce through shared memory, for a minute, that only its inference uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)

@@ -75,9 +75,9 @@ def make_grid(**sizes: int) -> RankGrid:
     made = {tuple(range(dist.get_world_size())): dist.group.WORLD}  # slices that have the same ranks share a group
     seen = {}
     for name in (*AXES, *GROUPS):
-        for ranks in map(tuple, shape.slices(name)):
-            if ranks not in made:
-                made[ranks] = dist.new_group(ranks)  # every rank takes part in the creation of every group
-            if me in ranks:
-                seen[name] = Axis(ranks.index(me), len(ranks), made[ranks])
+        ranks = tuple(shape.slice_of(name, me))
+        if ranks not in made:
+            # Its ranks alone meet: else every rank would wait for the making of every group, ranks × groups entries in one store.
+            made[ranks] = dist.new_group(ranks, use_local_synchronization=True)
+        seen[name] = Axis(ranks.index(me), len(ranks), made[ranks])
     return RankGrid(shape, **seen)

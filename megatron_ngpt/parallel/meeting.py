@@ -13,8 +13,10 @@ import torch.distributed as dist
 from megatron_ngpt.errors import ConfigError, NgptError, RankError
 
 PATIENCE = 5.0  # seconds of waiting before a person is told
+ASKING = (0.05, 1.0)  # seconds between two questions to the store, at first and at most: thousands of ranks ask the same one
 SHOWN = 8  # missing ranks that are named
 EVERYONE = "everyone"
+COUNT = "count"
 
 Say = Callable[[str], None]
 
@@ -42,12 +44,13 @@ def meet(rank: int, world: int, timeout: timedelta, say: Say) -> dist.Store:
     elif store.compare_set(str(rank), "", own) != own.encode():
         raise ConfigError(f"MASTER_PORT = {os.environ['MASTER_PORT']}: another run, which has a rank {rank} already, answers at {address}")
     until = began + max(1.0, timeout.total_seconds())
+    store.add(COUNT, 1)
     if rank == 0:
         _wait_for_all(store, world, until, say, f"at {address}, {limit}")
         store.set(EVERYONE, "here")
     else:
         try:
-            there = _come(store, [EVERYONE], until)
+            there = _come(lambda: store.check([EVERYONE]), until)
         except dist.DistError:  # rank 0 left, and its store with it
             there = False
         if not there:
@@ -76,26 +79,28 @@ def _from_agent() -> bool:
 
 def _wait_for_all(store: dist.Store, world: int, until: float, say: Say, where: str) -> None:
     """Until each rank has said that it is there; rank 0 tells which have not."""
-    everyone = [str(rank) for rank in range(world)]
-    if _come(store, everyone, min(until, time.monotonic() + PATIENCE)):
+    all_there = lambda: store.add(COUNT, 0) >= world  # noqa: E731
+    if _come(all_there, min(until, time.monotonic() + PATIENCE)):
         return
-    say(f"rank 0 of {world} waits for {_missing(store, everyone)} {where}")
-    if not _come(store, everyone, until):
-        raise NgptError(f"{_missing(store, everyone)} did not come {where}")
+    say(f"rank 0 of {world} waits for {_missing(store, world)} {where}")
+    if not _come(all_there, until):
+        raise NgptError(f"{_missing(store, world)} did not come {where}")
     say(f"all {world} ranks are there")
 
 
-def _come(store: dist.Store, names: list[str], until: float) -> bool:
-    """Whether all the names are in the store by then. Asks now and then: the store's own waiting fills the screen when time is up."""
-    while not store.check(names):
+def _come(there: Callable[[], bool], until: float) -> bool:
+    """Whether it is so by then. Asks now and then: the store's own waiting fills the screen when time is up."""
+    pause, most = ASKING
+    while not there():
         if time.monotonic() > until:
             return False
-        time.sleep(0.05)
+        time.sleep(pause)
+        pause = min(most, pause * 1.5)
     return True
 
 
-def _missing(store: dist.Store, everyone: list[str]) -> str:
-    names = [name for name in everyone if not store.check([name])]
+def _missing(store: dist.Store, world: int) -> str:
+    names = [str(rank) for rank in range(world) if not store.check([str(rank)])]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"rank{'s' if len(names) > 1 else ''} {', '.join(names[:SHOWN])}{more}"
 

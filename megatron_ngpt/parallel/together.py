@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 
 from megatron_ngpt.errors import ConfigError, DamagedError, NgptError
@@ -28,13 +29,20 @@ def together(action: Callable[[], T], doing: str) -> T:
     except Exception as raised:
         error = raised
     failures = [told(error, doing)]
-    if dist.is_initialized():
+    if dist.is_initialized() and _any(error is not None):
         failures *= dist.get_world_size()
         dist.all_gather_object(failures, told(error, doing))
     for failure in failures:
         if failure is not None:
             raise failure from error
     return result
+
+
+def _any(failed: bool) -> bool:
+    """Whether it is so on any rank: one number, where what they say grows with their count."""
+    found = torch.tensor([float(failed)], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found.item())
 
 
 def on_first_rank(action: Callable[[], None], doing: str) -> None:

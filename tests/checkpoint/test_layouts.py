@@ -7,7 +7,7 @@ import pytest
 
 from megatron_ngpt.checkpoint import dcp
 from megatron_ngpt.checkpoint.dcp import StoredTensors, load
-from megatron_ngpt.checkpoint.pieces import AS_GIVEN, LoadPlanner, SavePlanner, held_tensors
+from megatron_ngpt.checkpoint.pieces import AS_GIVEN, KeptPlans, LoadPlanner, SavePlanner, held_tensors
 from megatron_ngpt.checkpoint.saver import save
 from megatron_ngpt.checkpoint.storage import Reader
 from megatron_ngpt.errors import CheckpointError
@@ -138,7 +138,7 @@ def test_plans_grow_with_the_parameters_and_not_with_the_bytes(tmp_path):
     shards, optimizer = build(Layout(model=WIDE), 0)
     fill(shards, optimizer, SEED, STEP)
     tensors = held_tensors(shards, optimizer)
-    planner = SavePlanner(**AS_GIVEN)
+    planner = SavePlanner(KeptPlans())
     planner.set_up_planner(tensors)
     assert len(planner.create_local_plan().items) == len(tensors)
     save(tmp_path / "saved", shards, optimizer, {"step": STEP})

@@ -52,6 +52,21 @@ def test_shares_and_turns_deal_everything_out_once(total, size):
     assert sorted(number for rank in range(size) for number in Axis(rank, size).turns(total)) == things
 
 
+def groups_made():
+    made, original = [], dist.new_group
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "new_group", lambda ranks, **options: (made.append(ranks), original(ranks, **options))[1])
+        make_grid(tensor=2, pipeline=2)
+    return made
+
+
+def test_a_rank_makes_the_groups_that_it_is_in_and_no_others():
+    """Each only once; the world is there already."""
+    for rank, made in enumerate(on_ranks(8, groups_made)):
+        assert all(rank in ranks for ranks in made)
+        assert len(made) == len(set(made)) <= len(GROUPS) + len(AXES) - 1
+
+
 def refused_shape():
     with pytest.raises(ValueError, match="3 ranks do not divide by tensor 2"):
         make_grid(tensor=2)
