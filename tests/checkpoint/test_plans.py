@@ -17,7 +17,7 @@ LAYOUT = Layout(tensor=2, data=2, partition=True)
 
 
 def saves_again(rank, directory):
-    """The bytes of this rank's plan in each of four saves: without moments, with them, after one that failed behind rank 0's plan, again."""
+    """The bytes of this rank's plan in each of four saves: without moments, with them in one that fails, after that, and again."""
     shards, optimizer = build(LAYOUT, rank)
     store, sent = CheckpointStore(directory, keep=4, keep_every=0), []
     original = Writer.prepare_local_plan
