@@ -12,8 +12,8 @@ import megatron_ngpt
 from megatron_ngpt.analysis.commands import analyze
 from megatron_ngpt.arguments import LARGEST_COUNT, LARGEST_SEED, MODEL, PIPELINE, TENSOR, finite, require_text, usage_line
 from megatron_ngpt.checkpoint.commands import checkpoint
+from megatron_ngpt.cluster.commands import KEYS, preflight
 from megatron_ngpt.config.place import read_place
-from megatron_ngpt.config.reference import help_text
 from megatron_ngpt.console import Commands, show_anything, unknown_character
 from megatron_ngpt.errors import ConfigError, NgptError, RankError
 from megatron_ngpt.inference.commands import evaluate
@@ -29,7 +29,6 @@ app = typer.Typer(
 app.add_typer(checkpoint, name="checkpoint")
 WAIT_SECONDS = 2.0  # that a rank leaves after rank 0 has told a mistake
 TAKES_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-KEYS = "\b\n" + help_text().replace("\n\n", "\n\n\b\n")
 RECIPE = typer.Argument(metavar="RECIPE.yaml", help="a recipe's file, or the name of one that comes with the package")
 
 
@@ -108,6 +107,9 @@ def check(
     print(summary(ready))
     for line in (*ready.notes, *space_warnings(ready), *in_use(ready)):
         print(line, file=sys.stderr)
+
+
+app.command(context_settings=TAKES_OVERRIDES, epilog=KEYS)(preflight)
 
 
 @app.command()

@@ -137,14 +137,15 @@ up() {
   for k in $(seq $#); do wait_for_door "$folder" "$k"; done
 }
 
+# Also what a test left that was killed itself.
 down() {
-  local pid_file name
-  for pid_file in "$1"/host*.pid; do
-    [ -e "$pid_file" ] || continue
-    kill -KILL "$(cat "$pid_file")" 2> /dev/null || true
-    rm "$pid_file"
+  local name
+  rm -f "$1"/host*.pid
+  for name in $(ip netns list | awk '/^ngpt-host/ {print $1}'); do
+    ip netns pids "$name" | xargs --no-run-if-empty kill -KILL 2> /dev/null || true
+    ip link delete "$(cable "${name#ngpt-host}")" 2> /dev/null || true # the kernel itself takes its time
+    ip netns delete "$name"
   done
-  for name in $(ip netns list | awk '/^ngpt-host/ {print $1}'); do ip netns delete "$name"; done
   rm -rf /etc/netns/ngpt-host*
   ip link delete $BRIDGE 2> /dev/null || true
 }
