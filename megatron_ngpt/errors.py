@@ -40,5 +40,9 @@ class TrainingError(NgptError):
     """Training cannot go on, for example because the loss is not finite. Every rank raises it, rank 0 tells it."""
 
 
+class ToldError(NgptError):
+    """A failure that a person has been told already."""
+
+
 class RankError(NgptError):
     """A failure of one rank alone, for example a damaged file that only it reads: that rank must tell it."""

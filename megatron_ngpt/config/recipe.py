@@ -209,6 +209,15 @@ class Monitor(Section):
     )
 
 
+class Watchdog(Section):
+    """How long a rank may stay without getting further, in seconds, before every rank is ended; 0 = for ever."""
+
+    start: NotNegative = Field(600, description="until the first step is over; a rank that is missing is waited for as long")
+    step: NotNegative = Field(600, description="in a step")
+    save: NotNegative = Field(1800, description="while a checkpoint is waited for, without reading or writing")
+    evaluation: NotNegative = Field(1800, description="in an evaluation: for a batch of a loss, for all tasks of lm-eval together")
+
+
 class Recipe(Section):
     """A whole run in one file."""
 
@@ -220,4 +229,5 @@ class Recipe(Section):
     training: Training
     checkpoint: Checkpoint = Checkpoint()
     monitor: Monitor = Monitor()
+    watchdog: Watchdog = Watchdog()
     deepspeed: Text = Field("zero1", description="DeepSpeed JSON that owns ZeRO, precision: the name of a shipped one, or a path")

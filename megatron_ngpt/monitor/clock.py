@@ -6,14 +6,15 @@ while that stream waits for it (on a CPU, while this rank does), other ranks' be
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
 import torch.distributed as dist
 
-PHASES = ("data", "forward_backward", "communication", "optimizer", "rest")
+COMMUNICATION = "communication"
+PHASES = ("data", "forward_backward", COMMUNICATION, "optimizer", "rest")
 _COLLECTIVES = (
     "allreduce", "allreduce_coalesced", "broadcast", "reduce", "allgather", "allgather_coalesced", "_allgather_base",
     "allgather_into_tensor_coalesced", "all_gather_single", "all_gather_single_coalesced", "reduce_scatter", "_reduce_scatter_base",
@@ -25,10 +26,12 @@ _COLLECTIVES = (
 class Clock:
     """Seconds a step, without what evaluations and checkpoints take; of a step that is measured, the seconds of each phase too.
 
-    A phase lasts until the next one begins. Where none has begun it is the rest.
+    A phase lasts until the next one begins. Where none has begun it is the rest. `tell` is told each time one begins, in every step and
+    on every rank alike: communication, which counts by rank, is not.
     """
 
-    def __init__(self, step: int, device: torch.device):
+    def __init__(self, step: int, device: torch.device, tell: Callable[[str], None] = lambda _: None):
+        self.tell = tell
         self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         self._marks: list[tuple[str, float | torch.cuda.Event]] = []
         self._phase, self.measuring = "rest", False
@@ -59,6 +62,8 @@ class Clock:
 
     def enter(self, phase: str) -> None:
         """From now on the step is in `phase`."""
+        if COMMUNICATION not in (phase, self._phase):
+            self.tell(phase)
         self._phase = phase
         if self.measuring:
             self._marks.append((phase, self._now()))
@@ -105,7 +110,7 @@ def _watched_collectives(clock: Clock) -> Iterator[None]:
             bound = original.__get__(this)
             if clock.elsewhere:
                 return bound(*args, **kwargs)
-            with clock.within("communication"):
+            with clock.within(COMMUNICATION):
                 return bound(*args, **kwargs)
 
         return method

@@ -16,6 +16,8 @@ KINDS = {
     "checkpoint": "path, seconds (from start to end), stall_seconds (that training waited)",
     "checkpoint_failed": "error",
     "veto": "value (loss or gradient norm), found (what it is); step is the one that was vetoed",
+    "watchdog": "found (the line with which every rank was ended)",
+    "straggler": "ranks, host, found (the line about them)",
     "stop": "asked (the signal, or who is gone; null where another rank was asked)",
     "end": "outcome (finished, stopped or failed), error",
 }

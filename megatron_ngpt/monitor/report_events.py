@@ -9,7 +9,10 @@ from megatron_ngpt.config.load import by_key
 from megatron_ngpt.monitor.run_record import RunRecord
 from megatron_ngpt.pages import COLOURS, Html, colour, dot, element, escaped, table
 
-MARKED = {"start": "started", "veto": "update vetoed", "checkpoint_failed": "checkpoint lost", "stop": "asked to stop"}
+MARKED = {
+    "start": "started", "veto": "update vetoed", "checkpoint_failed": "checkpoint lost", "stop": "asked to stop",
+    "watchdog": "ended by the watchdog",
+}  # fmt: skip
 
 
 def marks(runs: list[RunRecord]) -> Iterator[dict]:
@@ -61,6 +64,8 @@ def _in_words(event: dict) -> Html:
         "checkpoint": lambda: f"checkpoint {event['path']}: {event['seconds']:.1f} s, training waited {event['stall_seconds']:.2f} s",
         "checkpoint_failed": lambda: f"a checkpoint could not be written: {event['error']}",
         "veto": lambda: f"the update was vetoed: its {event['value']} was {event['found']}",
+        "watchdog": lambda: f"every rank was ended: {event['found']}",
+        "straggler": lambda: event["found"],
         "stop": lambda: f"asked to stop ({event['asked'] or 'on another rank'})",
         "end": lambda: event["outcome"] + (f": {event['error']}" if event.get("error") else ""),
     }

@@ -1,11 +1,14 @@
 """Where the ranks compute and how they talk: CUDA and nccl, or, in this one place, the CPU and gloo."""
 
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from megatron_ngpt.parallel.meeting import Say, meet
+
+MEETING, COLLECTIVES = timedelta(minutes=10), timedelta(minutes=30)  # where nobody says otherwise
 
 
 def choose_device() -> torch.device:
@@ -18,28 +21,34 @@ def choose_device() -> torch.device:
     return torch.device("cpu")
 
 
-def start_process_group(device: torch.device, say: Say) -> None:
+def start_process_group(device: torch.device, say: Say, meeting: timedelta = MEETING, collectives: timedelta = COLLECTIVES) -> None:
     """Join the process group that the environment describes; without a description, one of this process alone.
 
     Each launcher's environment is completed to RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT by `training.entry`.
     `say` is given a line for the person when other ranks keep this one waiting.
 
+    Args:
+        meeting: how long a missing rank is waited for.
+        collectives: how long a collective of any group may take, where nobody ends the ranks before.
+
     Raises:
-        NgptError: another process has the port, or a rank did not come (in DEEPSPEED_TIMEOUT minutes, or 10).
+        NgptError: another process has the port, or a rank did not come in time.
     """
     import deepspeed
 
     if dist.is_initialized():
         return
-    backend, timeout = "nccl" if device.type == "cuda" else "gloo", deepspeed.constants.default_pg_timeout
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):  # of groups made later, DeepSpeed's too: they do not take the world's
+        setattr(dist.distributed_c10d, name, collectives)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"))
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # no port that another run could hold
     else:
-        store = meet(rank, world, timeout, say)
+        store = meet(rank, world, meeting, say)
         # Without `device_id`: with it nccl makes a group by splitting the world, in which every rank must take part for every group.
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=collectives)
     # On a CPU DeepSpeed would first compile an all-reduce through shared memory, for a minute, that only its inference uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)

@@ -16,7 +16,7 @@ from megatron_ngpt.config.load import with_their_values
 from megatron_ngpt.config.place import Place, hosts, read_place, variables
 from megatron_ngpt.config.reference import help_text
 from megatron_ngpt.console import show_anything, unknown_character
-from megatron_ngpt.errors import ConfigError, NgptError, RankError
+from megatron_ngpt.errors import ConfigError, NgptError, RankError, ToldError
 from megatron_ngpt.training.launcher import launchers, missing_hostfile
 from megatron_ngpt.training.preflight import preflight
 
@@ -84,6 +84,8 @@ def main(argv: list[str]) -> int:
         if place.rank == 0:
             print("interrupted before training began", file=sys.stderr, flush=True)
         return 130
+    except ToldError as error:
+        return error.exit_code
     except NgptError as error:
         if place.rank == 0 or isinstance(error, RankError):
             print(f"rank {place.rank}: {error}" if isinstance(error, RankError) else error, file=sys.stderr, flush=True)

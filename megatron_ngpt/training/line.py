@@ -17,14 +17,17 @@ from megatron_ngpt.training.engine import Engine
 from megatron_ngpt.training.phase import Phase
 from megatron_ngpt.training.preflight import Ready
 from megatron_ngpt.training.update import StepResult
+from megatron_ngpt.watchdog.rank import NOBODY, Unwatched
 
+WORK = ("data", "forward_backward", "optimizer")  # phases in which a rank waits for nobody
 HISTOGRAMS = 10  # of so many steps at which dear values are told, one tells histograms too
 
 
 class TrainingLine:
     """Tells `monitor` of the steps of a run in its last `phase`, which trains on `batches`."""
 
-    def __init__(self, ready: Ready, engine: Engine, batches: BatchSource, phase: Phase, monitor: Monitor):
+    def __init__(self, ready: Ready, engine: Engine, batches: BatchSource, phase: Phase, monitor: Monitor, watch: Unwatched = NOBODY):
+        self._watch = watch
         self._recipe, self._batches, self._phase = ready.recipe, batches, phase
         self._engine, self._monitor = engine, monitor
         self._sources = train_names(ready.recipe)
@@ -66,6 +69,7 @@ class TrainingLine:
         """The line of `step`; begins the next one, and a lap of the clock."""
         clock = self._engine.clock
         phases, seconds = clock.phases(), clock.lap(step)
+        self._watch.worked(sum(phases[phase] for phase in WORK))
         per_second = self._recipe.training.global_batch * self._recipe.model.context / seconds
         clips = self._recipe.optimizer.clip > 0 and self._seen > 0
         found: dict[str, Value] = {

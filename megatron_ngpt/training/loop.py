@@ -29,17 +29,19 @@ from megatron_ngpt.training.resume import Beginning
 from megatron_ngpt.training.schedule import learning_rate
 from megatron_ngpt.training.stop import Stopped, StopRequest
 from megatron_ngpt.training.update import Outcome, StepResult, read
+from megatron_ngpt.watchdog.rank import NOBODY, Unwatched
+from megatron_ngpt.watchdog.sections import EVALUATION, LAST_SAVE, PHASES, SAVE
 
 
 class Trainer:
     """One run on this rank, from step 0 or its newest checkpoint to the last step."""
 
-    def __init__(self, ready: Ready, device: torch.device, console: TextIO):
+    def __init__(self, ready: Ready, device: torch.device, console: TextIO, watch: Unwatched = NOBODY):
         self.recipe, self.vocabulary = ready.recipe, ready.vocabulary
         self.output = Path(self.recipe.training.output)
         self.grid = make_grid(**given_sizes(self.recipe.parallel))
         self.ownership, self.console, self.monitor = ready.ownership, console, None
-        self.stop = StopRequest(self._say, ready.ownership)
+        self.watch, self.stop = watch, StopRequest(self._say, ready.ownership, watch)
         self.tokenizer = ready.data.tokenizer
         self.evaluation = Evaluation(self.recipe, ready.data)
         self.store = CheckpointStore(self.output, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every, self._check_owned)
@@ -59,7 +61,7 @@ class Trainer:
             self.monitor.event("start", self.step, **beginning.told())
         if self.recipe.checkpoint.every:
             self.store.prepare(self.engine.shards)
-        self.line = TrainingLine(ready, self.engine, self.train_data, self.phases[-1], self.monitor)
+        self.line = TrainingLine(ready, self.engine, self.train_data, self.phases[-1], self.monitor, watch)
         self.profiles = Profiles(self.output / "profiles", self.recipe.training.profile, self.grid.world.rank, device, self.monitor.message)
         for line in (summary(ready), *beginning.notes, *space_warnings(ready)):
             self.monitor.message(line)
@@ -83,6 +85,7 @@ class Trainer:
             told = self._last_good()
             raise NgptError(f"{self.stop.asked}: ended before the checkpoint of step {self.step} was complete; {told}") from error
         finally:
+            self.watch.enter(LAST_SAVE)
             self.profiles.close(self.step)
             self._tell(self.store.wait())  # a save under way is worth having, whatever ended the run
             if (error := sys.exc_info()[1]) and not isinstance(error, OwnershipLostError):
@@ -97,6 +100,7 @@ class Trainer:
             return
         clock = self.engine.clock
         clock.restart(self.step)
+        clock.tell = lambda phase: self.watch.enter(PHASES[phase])
         while self.step < training.steps:
             self.step += 1
             self.profiles.begin(self.step)
@@ -109,6 +113,7 @@ class Trainer:
                 self.step -= 1
                 self._leave(f"step {self.step + 1} was cut short, ")
                 return
+            self.watch.stepped()
             if logs:
                 self.line.tell(self.step, self._look(), lr)
             if self.profiles.end(self.step, self.stop.profile_asked_by()):
@@ -141,6 +146,7 @@ class Trainer:
 
     def _leave(self, cut: str = "") -> None:
         """Stop as asked, with a checkpoint of the last whole step; `cut` says that one was not finished."""
+        self.watch.enter(LAST_SAVE)
         self._look()
         self.status = self.stop.status
         self.monitor.event("stop", self.step, asked=self.stop.asked)
@@ -183,6 +189,7 @@ class Trainer:
 
     def _evaluate(self) -> bool:
         """Tell what is evaluated; returns whether the ranks have agreed to stop on the way, and nothing is told."""
+        self.watch.enter(EVALUATION)
         try:
             self.evaluation.run(self.step, self.engine, self._rows, self.stop.between, self.monitor)
         except Stopped:
@@ -203,6 +210,7 @@ class Trainer:
 
     def _save(self, final: bool) -> None:
         """Begin a checkpoint of this step; one still under way is waited for first. The `final` one waits for room on a full disk."""
+        self.watch.enter(LAST_SAVE if final else SAVE)
         self._tell(self.store.wait())
         self.monitor.sync()
         state, attached = {}, {}

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from megatron_ngpt.checkpoint.ownership import Ownership
 from megatron_ngpt.errors import NgptError
 from megatron_ngpt.training.launcher import launchers, running
+from megatron_ngpt.watchdog.rank import NOBODY, Unwatched
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGXCPU, signal.SIGHUP]
 FOR_GOOD = [signal.SIGINT, signal.SIGHUP]  # asked by a person, who is there; the others ask for room, and the run is to go on later
@@ -37,13 +38,14 @@ class StopRequest:
     Args:
         say: tells a person a line, at once and from a thread (rank 0).
         ownership: of the run directory, on rank 0.
+        watch: is told of steps and micro-batches.
     """
 
-    def __init__(self, say: Callable[[str], None] = lambda _: None, ownership: Ownership | None = None):
+    def __init__(self, say: Callable[[str], None] = lambda _: None, ownership: Ownership | None = None, watch: Unwatched = NOBODY):
         self.asked: str | None = None
         self._profile_asked, self._profile_by = False, 0  # on this rank; by which rank, counted from 1, as all agreed
         self._interrupted, self._for_good, self._level = False, False, 0
-        self._say, self._ownership = say, ownership
+        self._say, self._ownership, self._watching = say, ownership, watch
         self._group = dist.new_group(backend="gloo")  # hosts among themselves: no device is waited for
         self._step, self._stride, self._began, self._count = 0, 1, time.monotonic(), 0
         self._launchers, self._over = launchers(), threading.Event()
@@ -58,9 +60,11 @@ class StopRequest:
     def begin(self, step: int) -> None:
         """A step begins, of which micro-batches are counted by `between`."""
         self._step, self._began, self._count = step, time.monotonic(), 1
+        self._watching.step(step)
 
     def between(self) -> None:
         """Between two micro-batches (collective now and then). Raises Stopped on every rank, or on none."""
+        self._watching.beat()
         if self._count % self._stride == 0 and self.agreed():
             raise Stopped
         self._count += 1
@@ -124,6 +128,7 @@ class StopRequest:
             self._say("stopped at once: what was trained since the last checkpoint is lost")
             if self._ownership:
                 self._ownership.release()
+            self._watching.leave()
             os._exit(128 + number)
 
     def _ask(self, why: str, again: str = "") -> None:
