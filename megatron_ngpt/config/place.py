@@ -7,6 +7,7 @@ rank; neither are shells with a WORLD_SIZE that somebody exported.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron_ngpt.errors import ConfigError
 
@@ -70,6 +71,12 @@ def hosts(environment: Mapping[str, str], place: Place) -> str:
     ranks = f"{place.world} rank{'s' if place.world > 1 else ''}"
     count = next((environment[name] for name in HOSTS if environment.get(name, "").isdigit()), "" if place.world > 1 else "1")
     return f"{ranks} on {count} host{'s' if count != '1' else ''}" if count else ranks
+
+
+def devices(environment: Mapping[str, str]) -> str:
+    """What each rank trains on, as far as can be told before torch is imported: `a GPU each` or `on CPUs`."""
+    gpus = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+    return "a GPU each" if gpus and environment.get("DS_ACCELERATOR") != "cpu" else "on CPUs"
 
 
 def _is_task(environment: Mapping[str, str]) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_ngpt.checkpoint.ownership import Ownership, check_free, claim
 from megatron_ngpt.config.load import with_their_values
-from megatron_ngpt.config.place import Place, hosts, read_place, variables
+from megatron_ngpt.config.place import Place, devices, hosts, read_place, variables
 from megatron_ngpt.config.reference import help_text
 from megatron_ngpt.console import show_anything, unknown_character
 from megatron_ngpt.errors import ConfigError, NgptError, RankError, ToldError
@@ -68,7 +68,8 @@ def main(argv: list[str]) -> int:
         os.environ.update(variables(place, os.environ))
         ready = replace(ready, ownership=own(Path(ready.recipe.training.output), place))
         if place.rank == 0:  # torch and DeepSpeed take seconds to load
-            print(f"{arguments.recipe}: {hosts(os.environ, place)}, led by {socket.gethostname()}; starting", flush=True)
+            who = f"{hosts(os.environ, place)}, {devices(os.environ)}"
+            print(f"{arguments.recipe}: {who}, led by {socket.gethostname()}; starting", flush=True)
         try:
             from megatron_ngpt.training.run import run
 

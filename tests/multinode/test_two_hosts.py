@@ -1,12 +1,13 @@
-"""Two hosts of two ranks each, started by `deepspeed --hostfile` over pdsh and ssh, train like one host."""
+"""Two hosts of two ranks each, started by launch/multinode.sh over pdsh and ssh, train like one host."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.distributed.layouts import difference
 from tests.distributed.ranks import train
-from tests.multinode.hosts import DEEPSPEED, ENVIRONMENT, Hosts, hosts_of, succeeded
+from tests.multinode.hosts import DEEPSPEED, Hosts, hosts_of, succeeded
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +21,9 @@ def test_two_hosts_train_like_one(hosts, corpus, in_repository, tmp_path):
     """Tensor ranks on a host, data ranks and their ZeRO-2 partitions across the hosts."""
     recipe = corpus / "recipe.yaml"
     layout = ["--parallel.tensor=2", "--deepspeed=ds_configs/zero2.json", f"--training.output={tmp_path / 'two'}"]
-    (tmp_path / "environment").write_text("".join(f"{key}={value}\n" for key, value in ENVIRONMENT.items()))
 
-    command = [DEEPSPEED, "--hostfile", hosts.hostfile, "launch/pretrain.py", recipe, *layout]
-    succeeded(hosts.on(1, *command, DS_ENV_FILE=str(tmp_path / "environment")))
+    words = ["launch/multinode.sh", "--no_preflight", hosts.hostfile, recipe, *layout]
+    succeeded(hosts.on(1, *words, PATH=f"{DEEPSPEED.parent}:{os.environ['PATH']}"))
 
     logs = [(tmp_path / "two" / "logs" / f"rank-{rank:05}.log").read_text() for rank in range(4)]
     assert [f"rank {rank} on host{1 + rank // 2}," in log for rank, log in enumerate(logs)] == [True] * 4
