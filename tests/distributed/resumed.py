@@ -27,7 +27,7 @@ LAYOUTS = [
     Layout("gpt: pipeline 2", 2, cut(pipeline=2), "gpt"),
     Layout("gpt: pipeline 2 × tensor 2 × data 2, ZeRO-1", 8, cut(2, 2, stage=1), "gpt"),
 ]
-FEW = [LAYOUTS[number] for number in (2, 4, 8, 9, 11)]  # for every test run; all of them are heavy
+FEW = [LAYOUTS[number] for number in (2, 4, 8, 9, 11)]  # sources in every test run; every target from every source is heavy
 
 
 def look_after_loading(output: Path) -> None:
