@@ -76,7 +76,7 @@ class Run:
         self.lines = {}
         for kind, often in every.items():
             told = SimpleNamespace(**{**vars(ready), "recipe": recipe.model_copy(update={"monitor": MonitorSection(every=often)})})
-            self.lines[kind] = TrainingLine(told, self.engine, self.batches, phase, monitor)
+            self.lines[kind] = TrainingLine(told, self.engine, self.batches, [phase], monitor, vetoed=0)
 
     def step(self, kind: str) -> float:
         """Seconds of one step of a kind, until the device is done with it."""

@@ -194,7 +194,9 @@ def verify(
 def show_batch(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="RECIPE.yaml, and any --section.key=value after it", show_default=False)],
-    step: Annotated[int, typer.Option("--step", min=1, max=LARGEST_COUNT, help="step, from 1 on", show_default=False)],
+    step: Annotated[int | None, typer.Option("--step", min=1, max=LARGEST_COUNT, help="step, from 1 on", show_default=False)] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, max=LARGEST_COUNT, show_default=False,
+                                              help="batch, from 1 on: the step that reads it where none was skipped")] = None,
     output: Annotated[str | None, typer.Option("--output", help="F.npy: int32 [global_batch, context + 1]")] = None,
     decode: Annotated[bool, typer.Option("--decode", help="print each sample's text, its document and offset")] = False,
 ) -> None:
@@ -203,10 +205,12 @@ def show_batch(
 
     if output is None and not decode:
         raise ConfigError("show-batch: nothing to do; give --output F.npy, --decode, or both")
-    loaded, rows = step_rows(recipe, step, context.args)
+    if (step is None) == (batch is None):
+        raise ConfigError("show-batch: give --step N, or --batch N, of which a run that skips samples tells")
+    loaded, rows = step_rows(recipe, step, batch, context.args)
     if output is not None:
         save_rows(rows, output)
-        typer.echo(f"{output}: int32 {list(rows.tokens.shape)}, step {step}")
+        typer.echo(f"{output}: int32 {list(rows.tokens.shape)}, {f'step {step}' if batch is None else f'batch {batch}'}")
     if decode:
         print_rows(rows, loaded.data.tokenizer)
 

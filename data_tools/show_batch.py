@@ -14,18 +14,21 @@ from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.training.phase import phase_at, phases_of
 
 
-def step_rows(recipe_path: str, step: int, overrides: list[str]):
-    """(recipe, the rows of the whole global batch of step `step`, in global order).
+def step_rows(recipe_path: str, step: int | None, batch: int | None, overrides: list[str]):
+    """(recipe, the rows of the whole global batch of step `step`, or of the batch of that number, in global order).
 
-    Where the run has begun, its newest checkpoint says in which phase the step lies. Raises ConfigError if the recipe is of another one.
+    Batches are numbered as steps are where none was skipped. Where the run has begun, its newest checkpoint says in which phase the step
+    lies, and what was skipped. Raises ConfigError if the recipe is of another one.
     """
     recipe = load_recipe(recipe_path, overrides)
     found, _ = Catalogue(Path(recipe.training.output)).find(recipe.checkpoint.resume)
-    phase = phase_at(phases_of(recipe, found and read_state(found)), step)
+    number, key = (step, "--step") if batch is None else (batch, "--batch")
+    phase = phase_at(phases_of(recipe, found and read_state(found)), number)
     if (phase.context, phase.global_batch) != (recipe.model.context, recipe.training.global_batch):
-        raise ConfigError(f"--step {step}: {found} says that model.context was {phase.context} then and training.global_batch "
+        raise ConfigError(f"{key} {number}: {found} says that model.context was {phase.context} then and training.global_batch "
                           f"{phase.global_batch}; give the recipe of that phase, or a later step")
-    return recipe, training_batches(recipe).after(phase.after).rows(step, 0, recipe.training.global_batch)
+    skipped = phase.skipped if batch is None else ()
+    return recipe, training_batches(recipe).after(phase.after, skipped).rows(number, 0, recipe.training.global_batch)
 
 
 def save_rows(rows: Rows, output: str) -> None:

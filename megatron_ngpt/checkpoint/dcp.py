@@ -40,7 +40,7 @@ def load(path: Path, shards: dict[str, Shard], base_optimizer: torch.optim.Optim
     state, reader = together(lambda: (read_state(path), Reader(path)), doing)
     optimizer = base_optimizer if state["step"] > 0 else None
     if optimizer is not None:
-        make_moments(optimizer, shards, state["step"])
+        make_moments(optimizer, shards, state["step"] - state.get("vetoed", 0))
     tensors = held_tensors(shards, optimizer)
     with one_line(doing):
         dcp.load(tensors, storage_reader=reader, planner=LoadPlanner(**AS_GIVEN), no_dist=not dist.is_initialized())

@@ -17,7 +17,7 @@ from megatron_ngpt.foreign import read_json
 
 STATE = "state.json"
 CHECKSUMS = "checksums.json"
-FORMAT = 4
+FORMAT = 5
 
 Chunks = list[tuple[int, int, str]]  # (offset, bytes, sha256) of a file's chunks, end to end
 

@@ -165,6 +165,15 @@ class Profile(Section):
     ranks: list[NotNegative] = Field([0], description="ranks that write one")
 
 
+class Skip(Section):
+    """What becomes of updates that would do harm: see docs/numerical-trouble.md."""
+
+    deviations: Rate = Field(
+        200.0, description="a loss or gradient norm so many robust deviations above its last 128 is vetoed; 0 = only one that is not finite"
+    )
+    in_a_row: Positive = Field(3, description="vetoed steps in a row that roll the run back to its last checkpoint, to skip their samples")
+
+
 class Training(Section):
     """The run."""
 
@@ -186,6 +195,7 @@ class Training(Section):
     offload_activations: bool = Field(False, description="keep the blocks' inputs in host memory (with recompute: full)")
     compile: bool = Field(False, description="compile each block with torch.compile")
     profile: Profile = Field(Profile(), description="traces of some steps")
+    skip: Skip = Field(Skip(), description="updates that would do harm")
 
 
 class Checkpoint(Section):

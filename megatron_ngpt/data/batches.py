@@ -18,6 +18,7 @@ import numpy as np
 from megatron_ngpt.config.recipe import Dataset, Recipe
 from megatron_ngpt.data.blend import Blend
 from megatron_ngpt.data.order import Permutation, derived_numbers
+from megatron_ngpt.data.skips import Ranges, batch_of
 from megatron_ngpt.data.sources import Source, misfits, open_sources, overlaps
 from megatron_ngpt.data.tape import Tape, fingerprint
 from megatron_ngpt.data.tokenizer import Tokenizer
@@ -92,7 +93,7 @@ class BatchSource:
     def __init__(
         self, tapes: list[Tape], weights: list[float], context: int, global_batch: int, seed: int | None, vocabulary: int
     ):
-        self.context, self.global_batch, self._vocabulary, self._begun = context, global_batch, vocabulary, 0
+        self.context, self.global_batch, self._vocabulary, self._begun, self._skipped = context, global_batch, vocabulary, 0, ()
         self._windows = [Windows(tape, context, seed, number) for number, tape in enumerate(tapes)]
         self._blend = Blend(weights)
         identity = [[[fingerprint(shard) for shard in tape.shards] for tape in tapes], self._blend.counts, seed]
@@ -103,10 +104,11 @@ class BatchSource:
         """Windows in all datasets together: with weights in proportion to tokens, what one pass over the data takes."""
         return sum(windows.count for windows in self._windows)
 
-    def after(self, step: int) -> "BatchSource":
-        """The batches of a phase that begins after `step` (training/phase.py): from its first sample on, in an order of its own."""
+    def after(self, step: int, skipped: Ranges = ()) -> "BatchSource":
+        """The batches of a phase that begins after `step` (training/phase.py): from its first sample on, in an order of its own, without
+        those that are `skipped`."""
         phase = copy.copy(self)
-        phase._begun, phase._windows = step, [windows.after(step) for windows in self._windows]
+        phase._begun, phase._skipped, phase._windows = step, skipped, [windows.after(step) for windows in self._windows]
         return phase
 
     def rows(self, step: int, start: int, stop: int) -> Rows:
@@ -115,7 +117,8 @@ class BatchSource:
         first = self._begun + 1
         if step < first or not 0 <= start <= stop <= self.global_batch:
             raise ValueError(f"step {step}, rows [{start}, {stop}); steps count from {first}, rows lie in [0, {self.global_batch})")
-        datasets, samples = self._blend.locate((step - first) * self.global_batch + np.arange(start, stop, dtype=np.int64))
+        read_before = (batch_of(step, self._skipped) - first) * self.global_batch
+        datasets, samples = self._blend.locate(read_before + np.arange(start, stop, dtype=np.int64))
         tokens = np.empty((stop - start, self.context + 1), np.int32)
         places = []
         for number in np.unique(datasets).tolist():
@@ -127,13 +130,15 @@ class BatchSource:
         return Rows(tokens, places, datasets)
 
     def epochs(self, step: int) -> list[float]:
-        """How often each dataset entry has been read after `step`, since the first step of the run, or of the phase."""
-        read = self._blend.dealt((step - self._begun) * self.global_batch)
+        """How often each dataset entry has been read after `step`, since the first step of the run, or of the phase; what is skipped
+        counts."""
+        read = self._blend.dealt((batch_of(step, self._skipped) - self._begun) * self.global_batch)
         return [samples / windows.count for samples, windows in zip(read, self._windows, strict=True)]
 
     def rows_by_source(self, step: int) -> list[int]:
         """How many rows of the global batch of `step` come from each dataset entry."""
-        before, after = (self._blend.dealt((number - self._begun) * self.global_batch) for number in (step - 1, step))
+        last = batch_of(step, self._skipped) - self._begun
+        before, after = (self._blend.dealt(batches * self.global_batch) for batches in (last - 1, last))
         return [b - a for a, b in zip(before, after, strict=True)]
 
 

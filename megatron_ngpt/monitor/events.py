@@ -15,7 +15,9 @@ KINDS = {
     "start": "resumed_from (a checkpoint; null: step 0), code, ranks (and hosts), layout, notes (what the recipe changes, say)",
     "checkpoint": "path, seconds (from start to end), stall_seconds (that training waited)",
     "checkpoint_failed": "error",
-    "veto": "value (loss or gradient norm), found (what it is); step is the one that was vetoed",
+    "veto": "why, batch and rows (of its samples), command (that shows them), repeated (whether the same rows gave the same again;"
+    " null: not tried); step is the one that was vetoed",
+    "rollback": "checkpoint, vetoed (first and last step), skipped (their batches, which no step reads from now on)",
     "watchdog": "found (the line with which every rank was ended)",
     "straggler": "ranks, host, found (the line about them)",
     "stop": "asked (the signal, or who is gone; null where another rank was asked)",

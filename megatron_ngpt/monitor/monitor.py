@@ -27,14 +27,24 @@ class Monitor:
         self._writes = rank == 0
         if not self._writes:
             return
-        output = Path(recipe.training.output)
-        self._metrics = MetricsLog(metrics_file(output))
-        self._metrics.cut_after(start_step)
-        self._events = EventLog(output)
-        self._told, self._unhealthy = False, {}.keys()
-        self._newest: dict[str, Value] = {}
+        self._recipe, self._output = recipe, Path(recipe.training.output)
+        self._metrics = MetricsLog(metrics_file(self._output))
+        self._events = EventLog(self._output)
+        self._told = False
         self._progress = ProgressView(recipe.training.steps, start_step, console)
-        self._loggers = Loggers(recipe.monitor.loggers, RunInfo(output, recipe, start_step), self.message)
+        self._go_on_after(start_step)
+
+    def roll_back(self, step: int) -> None:
+        """The run goes on after `step`: what was told of later ones is void."""
+        if self._writes:
+            self._loggers.close()
+            self._go_on_after(step)
+
+    def _go_on_after(self, step: int) -> None:
+        self._metrics.cut_after(step)
+        self._newest: dict[str, Value] = {}
+        self._unhealthy = self._newest.keys()
+        self._loggers = Loggers(self._recipe.monitor.loggers, RunInfo(self._output, self._recipe, step), self.message)
 
     def scalars(self, step: int, values: dict[str, Value]) -> None:
         """The values known after a step (1-based), by the names that they have in the table of metrics (`monitor/table.py`)."""

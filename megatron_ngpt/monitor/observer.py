@@ -45,6 +45,10 @@ class Observer:
         """The step to come is watched."""
         self._sums = Sums(self._shapes[0], self._weights.device or self._device)
 
+    def leave(self) -> None:
+        """The step that was watched is not told of."""
+        self._sums = None
+
     def before(self, base: torch.optim.Optimizer) -> None:
         """The base optimiser is about to step, with gradients that nothing has changed yet."""
         if self._sums is not None:

@@ -32,7 +32,7 @@ STYLE = """
 .line { fill: none; stroke-width: 1.6; stroke-linejoin: round; } .raw { fill: none; stroke-width: 1; opacity: .25; }
 .unhealthy { fill: var(--bad); opacity: .1; } .drag { fill: var(--c0); opacity: .15; }
 .event { stroke-dasharray: 4 3; opacity: .7; }
-.event.veto, .event.checkpoint_failed { stroke: var(--bad) !important; stroke-dasharray: none; }
+.event.veto, .event.rollback, .event.checkpoint_failed { stroke: var(--bad) !important; stroke-dasharray: none; }
 button { font: inherit; font-size: .8rem; color: var(--faint); background: none; border: 1px solid var(--line); border-radius: 4px;
   cursor: pointer; } button[aria-pressed=true] { color: var(--paper); background: var(--faint); } .log { margin-left: auto; }
 """

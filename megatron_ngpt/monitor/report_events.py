@@ -10,7 +10,8 @@ from megatron_ngpt.monitor.run_record import RunRecord
 from megatron_ngpt.pages import COLOURS, Html, colour, dot, element, escaped, table
 
 MARKED = {
-    "start": "started", "veto": "update vetoed", "checkpoint_failed": "checkpoint lost", "stop": "asked to stop",
+    "start": "started", "veto": "update vetoed", "rollback": "rolled back", "checkpoint_failed": "checkpoint lost",
+    "stop": "asked to stop",
     "watchdog": "ended by the watchdog",
 }  # fmt: skip
 
@@ -63,7 +64,8 @@ def _in_words(event: dict) -> Html:
     said = {
         "checkpoint": lambda: f"checkpoint {event['path']}: {event['seconds']:.1f} s, training waited {event['stall_seconds']:.2f} s",
         "checkpoint_failed": lambda: f"a checkpoint could not be written: {event['error']}",
-        "veto": lambda: f"the update was vetoed: its {event['value']} was {event['found']}",
+        "veto": lambda: f"the update was vetoed: {event['why']}; {event['command']} shows its samples",
+        "rollback": lambda: f"steps {' to '.join(map(str, event['vetoed']))} were vetoed: rolled back to {event['checkpoint']}",
         "watchdog": lambda: f"every rank was ended: {event['found']}",
         "straggler": lambda: event["found"],
         "stop": lambda: f"asked to stop ({event['asked'] or 'on another rank'})",

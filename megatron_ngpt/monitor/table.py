@@ -83,8 +83,8 @@ TRAINING = (
     Metric("host_memory", "GiB", "resident, of the rank that has most", "memory/host"),
     Metric("host_memory_available", "GiB", "of the host that has least", "memory/host_available", low=0.5),
     Metric("restarts", "", "starts of the run directory after its first", "history/restarts"),
-    Metric("vetoed_steps", "", "updates, over all starts, that moved nothing since loss or gradient norm was not finite",
-           "history/vetoed_steps"),
+    Metric("vetoed_steps", "", "updates that moved nothing, since loss or gradient norm was not finite or far above its history; those "
+           "whose samples are skipped by now count too", "history/vetoed_steps"),
     Metric("norm_error_before", "", "largest difference of a unit vector's length from 1 after the optimiser's move, before rescaling; "
            "null without spherical weights", "sphere/norm_error_before", 0.0, 0.5),
     Metric("max_norm_error", "", "the same in the fp32 masters after rescaling: rounding is 1e-7", "sphere/max_norm_error", 0.0, 1e-6),

@@ -49,9 +49,12 @@ def _ending(run: RunRecord) -> Iterator[Verdict]:
 
 def _happened(run: RunRecord) -> Iterator[Verdict]:
     """Vetoes, lost checkpoints and restarts."""
-    for event in run.events:
-        if event["event"] == "veto":
-            yield "bad", f"the update of step {event['step']:,} was vetoed: its {event.get('value')} was {event.get('found')}"
+    vetoes = [event for event in run.events if event["event"] == "veto"]
+    if vetoes:
+        last = vetoes[-1]
+        yield "warn", f"{_times(len(vetoes), 'update')} vetoed, the last of step {last['step']:,}: {last.get('why')}"
+    if back := [event for event in run.events if event["event"] == "rollback"]:
+        yield "warn", f"rolled back {_times(len(back), 'time')} from steps vetoed in a row, the last time to step {back[-1]['step']:,}"
     lost = [event for event in run.events if event["event"] == "checkpoint_failed"]
     if lost:
         last = lost[-1]

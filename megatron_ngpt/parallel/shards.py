@@ -175,10 +175,11 @@ def publish_masters(optimizer) -> None:
         optimizer.update_lp_params()
 
 
-def make_moments(optimizer: torch.optim.Optimizer, shards: dict[str, Shard], step: int) -> None:
-    """Adam's state for every buffer as it is after `step` updates, moments zero, ready to be loaded into."""
+def make_moments(optimizer: torch.optim.Optimizer, shards: dict[str, Shard], updates: int) -> None:
+    """Adam's state for every buffer as it is after so many `updates`, moments zero, ready to be loaded into; in the memory of those that
+    are there."""
     for buffer in {id(s.buffer): s.buffer for s in shards.values() if s.count}.values():
         state = optimizer.state[buffer]
-        state["step"] = torch.tensor(float(step), device=buffer.device if optimizer.defaults.get("fused") else "cpu")
-        state["exp_avg"] = torch.zeros_like(buffer, memory_format=torch.preserve_format)
-        state["exp_avg_sq"] = torch.zeros_like(buffer, memory_format=torch.preserve_format)
+        state["step"] = torch.tensor(float(updates), device=buffer.device if optimizer.defaults.get("fused") else "cpu")
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[key] = state[key].zero_() if key in state else torch.zeros_like(buffer, memory_format=torch.preserve_format)

@@ -28,8 +28,9 @@ from megatron_ngpt.parallel.assumptions import checked_shards
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.shards import Shard, publish_masters, stepped_buffers
 from megatron_ngpt.sphere.renormalise import Renormaliser
+from megatron_ngpt.training.history import History
 from megatron_ngpt.training.optimizer import base_optimizer
-from megatron_ngpt.training.update import Outcome, Update
+from megatron_ngpt.training.update import Outcome, StepResult, Update
 
 Batch = tuple[torch.Tensor | tuple[torch.Tensor, torch.Tensor], torch.Tensor]  # (what the embedding reads, targets [B, T])
 
@@ -52,6 +53,7 @@ class Engine:
         base: the optimiser that DeepSpeed steps, whose state the checkpoints hold.
         clock: tells where a step's time goes.
         observer: what it has seen of a step `observe` tells.
+        history: of losses and gradient norms, part of the run's state.
     """
 
     def __init__(self, recipe: Recipe, vocabulary: int, engine_config: dict, grid: RankGrid, device: torch.device):
@@ -78,10 +80,11 @@ class Engine:
         self.renormaliser = Renormaliser(self.shards, grid, self.optimizer, compiled=recipe.training.compile)
         sequences, partitioned = min(SEQUENCES, recipe.training.global_batch), stepped_buffers(self.optimizer) is not None
         self.observer = Observer(module, self.shards, self.blueprint, partitioned, sequences, device)
+        self.history = History(recipe.training.skip.deviations, device)
         self.probe_rows = -(-sequences // recipe.training.micro_batch) * recipe.training.micro_batch
         self.update = Update(
             self.optimizer, self.base, module, grid, self.renormaliser, recipe.optimizer.clip, recipe.optimizer.tangent,
-            self.clock, self.observer,
+            self.history, self.clock, self.observer,
         )  # fmt: skip
         self._head = next((layer for layer in module.modules() if isinstance(layer, Head)), None)
 
@@ -103,12 +106,23 @@ class Engine:
         by_source = None
         if measure and len(self.recipe.data.train) > 1:
             by_source = self._keep_losses(rows)
+        return self._run(rows, lr, measure, between, by_source)
+
+    def repeat(self, rows: Rows) -> StepResult:
+        """What an update from this rank's rows of the global batch learns, made without moving anything (collective; waits for the
+        device). Bit for bit what a step learnt from the same weights and rows, if nothing is wrong with the machine."""
+        return self._run(rows, 0.0, measure=False, between=lambda: None, trial=True).read()
+
+    def _run(
+        self, rows: Rows, lr: float, measure: bool, between: Callable[[], None],
+        by_source: Callable[[], torch.Tensor] | None = None, trial: bool = False,
+    ) -> Outcome:  # fmt: skip
         if self.grid.pipeline.size > 1:
             batches = self._micro_batches(rows)
-            return self.update.run(lr, measure, lambda: self.engine.train_batch(batches), self._stage_loss, by_source)
+            return self.update.run(lr, measure, lambda: self.engine.train_batch(batches), self._stage_loss, by_source, trial)
         losses: list[torch.Tensor] = []
         train = lambda: self._train_plain(rows, losses, between)  # noqa: E731
-        return self.update.run(lr, measure, train, lambda: torch.stack(losses).mean(), by_source)
+        return self.update.run(lr, measure, train, lambda: torch.stack(losses).mean(), by_source, trial)
 
     def evaluate(self, rows: Rows) -> float:
         """The mean loss over a global batch, nats a token, from this rank's rows of it."""

@@ -8,6 +8,7 @@ import torch
 
 from megatron_ngpt.config.costs.work import flops_per_token
 from megatron_ngpt.data.batches import BatchSource, train_names
+from megatron_ngpt.data.skips import count
 from megatron_ngpt.monitor.devices import peak_flops
 from megatron_ngpt.monitor.events import read_events
 from megatron_ngpt.monitor.monitor import Monitor
@@ -24,11 +25,15 @@ HISTOGRAMS = 10  # of so many steps at which dear values are told, one tells his
 
 
 class TrainingLine:
-    """Tells `monitor` of the steps of a run in its last `phase`, which trains on `batches`."""
+    """Tells `monitor` of the steps of a run in the last of its `phases`, which trains on `batches`; of those before, so many were `vetoed`,
+    without the ones that were skipped."""
 
-    def __init__(self, ready: Ready, engine: Engine, batches: BatchSource, phase: Phase, monitor: Monitor, watch: Unwatched = NOBODY):
+    def __init__(
+        self, ready: Ready, engine: Engine, batches: BatchSource, phases: list[Phase], monitor: Monitor, vetoed: int,
+        watch: Unwatched = NOBODY,
+    ):  # fmt: skip
         self._watch = watch
-        self._recipe, self._batches, self._phase = ready.recipe, batches, phase
+        self._recipe, self._batches, self._phase = ready.recipe, batches, phases[-1]
         self._engine, self._monitor = engine, monitor
         self._sources = train_names(ready.recipe)
         self._flops = flops_per_token(ready.recipe.model, ready.vocabulary) / engine.grid.world.size
@@ -36,8 +41,8 @@ class TrainingLine:
         self._peak = peak_flops(engine.device, dtype) if engine.grid.world.first else 1.0
         self._pace = Pace(ready.recipe.training.steps)
         events = read_events(Path(ready.recipe.training.output)) if engine.grid.world.first else []
-        kinds = [line["event"] for line in events]
-        self._lived = {"restarts": max(0, kinds.count("start") - 1), "vetoed_steps": kinds.count("veto")}
+        self._restarts = max(0, sum(line["event"] == "start" for line in events) - 1)
+        self._vetoed = vetoed + sum(count(phase.skipped) for phase in phases)
         self._seen = self._clipped = 0
 
     def due(self, step: int) -> bool:
@@ -62,8 +67,10 @@ class TrainingLine:
 
     def saw(self, results: Sequence[StepResult]) -> None:
         """What steps learnt since the last line, looked at."""
-        self._seen += len(results)
-        self._clipped += sum(result.grad_norm > self._recipe.optimizer.clip for result in results)
+        applied = [result for result in results if not result.vetoed]
+        self._seen += len(applied)
+        self._vetoed += len(results) - len(applied)
+        self._clipped += sum(result.grad_norm > self._recipe.optimizer.clip for result in applied)
 
     def values(self, step: int, result: StepResult, lr: float) -> dict[str, Value]:
         """The line of `step`; begins the next one, and a lap of the clock."""
@@ -87,7 +94,8 @@ class TrainingLine:
             "tflops_per_second": self._flops * per_second / 1e12,
             "utilisation": self._flops * per_second / self._peak,
             **_memory(result),
-            **self._lived,
+            "restarts": self._restarts,
+            "vetoed_steps": self._vetoed,
         }
         if result.source_losses:
             found["loss_by_source"] = self._by_source(step, result.source_losses)

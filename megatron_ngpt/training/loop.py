@@ -1,6 +1,5 @@
 """The training loop: batches in, updates, evaluation, checkpoints, a clean stop; what it learns goes to the monitor."""
 
-import math
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,12 +9,12 @@ import torch
 
 from megatron_ngpt.checkpoint.exported import TOKENIZER
 from megatron_ngpt.checkpoint.ownership import OwnershipLostError
-from megatron_ngpt.checkpoint.saver import Saved
 from megatron_ngpt.checkpoint.store import CheckpointStore
 from megatron_ngpt.config.deepspeed_json import engine_config
 from megatron_ngpt.config.grid import given_sizes
 from megatron_ngpt.data.batches import Rows
 from megatron_ngpt.errors import DataError, NgptError, RankError, TrainingError
+from megatron_ngpt.monitor.clock import Clock
 from megatron_ngpt.monitor.monitor import Monitor
 from megatron_ngpt.monitor.profiles import Profiles
 from megatron_ngpt.parallel.grid import make_grid
@@ -26,9 +25,11 @@ from megatron_ngpt.training.line import TrainingLine
 from megatron_ngpt.training.preflight import Ready, space_warnings, summary
 from megatron_ngpt.training.record import state_of
 from megatron_ngpt.training.resume import Beginning
+from megatron_ngpt.training.saves import Saves
 from megatron_ngpt.training.schedule import learning_rate
 from megatron_ngpt.training.stop import Stopped, StopRequest
-from megatron_ngpt.training.update import Outcome, StepResult, read
+from megatron_ngpt.training.trouble import Trouble, VetoedInARow
+from megatron_ngpt.training.update import StepResult
 from megatron_ngpt.watchdog.rank import NOBODY, Unwatched
 from megatron_ngpt.watchdog.sections import EVALUATION, LAST_SAVE, PHASES, SAVE
 
@@ -37,7 +38,7 @@ class Trainer:
     """One run on this rank, from step 0 or its newest checkpoint to the last step."""
 
     def __init__(self, ready: Ready, device: torch.device, console: TextIO, watch: Unwatched = NOBODY):
-        self.recipe, self.vocabulary = ready.recipe, ready.vocabulary
+        self.ready, self.recipe, self.vocabulary = ready, ready.recipe, ready.vocabulary
         self.output = Path(self.recipe.training.output)
         self.grid = make_grid(**given_sizes(self.recipe.parallel))
         self.ownership, self.console, self.monitor = ready.ownership, console, None
@@ -45,32 +46,29 @@ class Trainer:
         self.tokenizer = ready.data.tokenizer
         self.evaluation = Evaluation(self.recipe, ready.data)
         self.store = CheckpointStore(self.output, self.recipe.checkpoint.keep, self.recipe.checkpoint.keep_every, self._check_owned)
-        beginning = Beginning(ready, self.store)
+        self.beginning = Beginning(ready, self.store)
         config = engine_config(self.recipe, ready.deepspeed, self.grid.readers.size)
         self.engine = Engine(self.recipe, self.vocabulary, config, self.grid, device)
-        self.step = beginning.fill(self.engine)
-        self.phases, self.code = beginning.phases, beginning.code
-        self.train_data = ready.batches.after(self.phases[-1].after)
+        self.step = self.begun = self.beginning.fill(self.engine)
         self.status = 0
-        self.unread: list[Outcome] = []  # of the updates that nobody has looked at yet
-        self.saved = self.begun = self.step  # the newest step of which there is a checkpoint, and the first one
         on_first_rank(self._check_owned, f"{self.output} could not be written")
         self.monitor = Monitor(self.recipe, self.step, self.grid.world.rank, console)
         if self.step < self.recipe.training.steps:
-            beginning.settle()
-            self.monitor.event("start", self.step, **beginning.told())
+            self.beginning.settle()
+            self.monitor.event("start", self.step, **self.beginning.told())
         if self.recipe.checkpoint.every:
             self.store.prepare(self.engine.shards)
-        self.line = TrainingLine(ready, self.engine, self.train_data, self.phases[-1], self.monitor, watch)
+        self._take_up()
+        self.saves = Saves(self.store, self.monitor, self.step)
         self.profiles = Profiles(self.output / "profiles", self.recipe.training.profile, self.grid.world.rank, device, self.monitor.message)
-        for line in (summary(ready), *beginning.notes, *space_warnings(ready)):
+        for line in (summary(ready), *self.beginning.notes, *space_warnings(ready)):
             self.monitor.message(line)
 
     def train(self) -> int:
         """Train to the last step, or until asked to stop; returns the exit status.
 
         Raises:
-            TrainingError: an update was vetoed, since its loss or gradient norm is not finite.
+            TrainingError: too many updates in a row were vetoed, and there is nothing to roll back to, or it did not help.
             CheckpointError: the last checkpoint could not be written; a failure of one before it is a warning.
             NgptError: another run has the run directory; or the ranks were torn apart before they could stop as they were asked to.
         """
@@ -82,12 +80,12 @@ class Trainer:
         except Exception as error:
             if self.stop.asked is None:
                 raise
-            told = self._last_good()
+            told = self.saves.last_good()
             raise NgptError(f"{self.stop.asked}: ended before the checkpoint of step {self.step} was complete; {told}") from error
         finally:
             self.watch.enter(LAST_SAVE)
             self.profiles.close(self.step)
-            self._tell(self.store.wait())  # a save under way is worth having, whatever ended the run
+            self.saves.wait()  # a save under way is worth having, whatever ended the run
             if (error := sys.exc_info()[1]) and not isinstance(error, OwnershipLostError):
                 self.monitor.event("end", self.step, outcome="failed", error=str(error) or type(error).__name__)
             self.monitor.close()
@@ -102,58 +100,72 @@ class Trainer:
         clock.restart(self.step)
         clock.tell = lambda phase: self.watch.enter(PHASES[phase])
         while self.step < training.steps:
-            self.step += 1
-            self.profiles.begin(self.step)
-            logs = self.line.due(self.step)
-            lr = learning_rate(self.recipe.schedule, self.recipe.optimizer, training.steps, self.step)
             try:
-                with clock.measured(self.step) if logs else nullcontext():
-                    stops = self._update(lr, measure=logs)
-            except Stopped:
-                self.step -= 1
-                self._leave(f"step {self.step + 1} was cut short, ")
-                return
-            self.watch.stepped()
-            if logs:
-                self.line.tell(self.step, self._look(), lr)
-            if self.profiles.end(self.step, self.stop.profile_asked_by()):
-                clock.restart(self.step)
-            last = self.step == training.steps
-            if training.eval_every and (self.step % training.eval_every == 0 or last) and not stops:
-                stops = self._evaluate()
-                clock.restart(self.step)
-            if stops and not last:
-                self._leave()
-                return
-            if last or (self.recipe.checkpoint.every and self.step % self.recipe.checkpoint.every == 0):
-                self._look()
-                self._save(final=last)
-                clock.restart(self.step)
-            self._tell(self.store.finished())
-        self._complete_save()
+                if self._next(clock):
+                    return
+            except VetoedInARow as row:
+                self._roll_back(row)
+        self.saves.complete()
         if broken := self.evaluation.broken:
             raise TrainingError(f"step {self.step}: {broken}; the checkpoint of this step is written, and its values are finite")
         self.monitor.event("end", self.step, outcome="finished")
         self.monitor.message(f"trained to step {self.step}; checkpoint of step {self.step} in {self.store.catalogue.directory}")
+
+    def _next(self, clock: Clock) -> bool:
+        """The next step, and what follows it; returns whether the run has stopped as it was asked to. Raises VetoedInARow."""
+        training = self.recipe.training
+        self.step += 1
+        self.profiles.begin(self.step)
+        logs = self.line.due(self.step)
+        lr = learning_rate(self.recipe.schedule, self.recipe.optimizer, training.steps, self.step)
+        try:
+            with clock.measured(self.step) if logs else nullcontext():
+                stops = self._update(lr, measure=logs)
+        except Stopped:
+            self.step -= 1
+            self._leave(f"step {self.step + 1} was cut short, ")
+            return True
+        self.watch.stepped()
+        if logs:
+            self.line.tell(self.step, self._look(), lr)
+        if self.profiles.end(self.step, self.stop.profile_asked_by()):
+            clock.restart(self.step)
+        last = self.step == training.steps
+        if training.eval_every and (self.step % training.eval_every == 0 or last) and not stops:
+            stops = self._evaluate()
+            clock.restart(self.step)
+        if stops and not last:
+            self._leave()
+            return True
+        if last or (self.recipe.checkpoint.every and self.step % self.recipe.checkpoint.every == 0):
+            self._look()
+            if last or not self.trouble.in_a_row:  # what led to a row of vetoes may be in the weights
+                self._save(final=last)
+            clock.restart(self.step)
+        self.saves.tell_finished()
+        return False
 
     def _update(self, lr: float, measure: bool) -> bool:
         """The update of this step; returns whether the ranks have agreed to stop after it. Raises Stopped where they did so within it."""
         with self.engine.clock.within("data"):
             rows = self._rows(self.train_data, self.step)
         self.stop.begin(self.step)
-        self.unread.append(self.engine.step(rows, lr, measure, self.stop.between))
+        self.trouble.unread.append(self.engine.step(rows, lr, measure, self.stop.between))
         return self.stop.agreed()
 
     def _leave(self, cut: str = "") -> None:
         """Stop as asked, with a checkpoint of the last whole step; `cut` says that one was not finished."""
         self.watch.enter(LAST_SAVE)
-        self._look()
+        try:
+            self._look(repeat=False)  # the gradients of a step that was cut short are still there
+        except VetoedInARow as row:
+            self._roll_back(row)
         self.status = self.stop.status
         self.monitor.event("stop", self.step, asked=self.stop.asked)
-        self._tell(self.store.wait())
-        if self.step > self.saved:
+        self.saves.wait()
+        if self.step > self.saves.newest:
             self._save(final=True)
-            self._complete_save()
+            self.saves.complete()
         self.monitor.event("end", self.step, outcome="stopped")
         if self.step == self.begun:
             self.monitor.message(f"asked to stop: {cut}no step was complete, and there is nothing to save")
@@ -169,23 +181,35 @@ class Trainer:
         except DataError as error:
             raise RankError(f"step {step}: {error}") from error
 
-    def _look(self) -> StepResult | None:
-        """What the newest update learnt, where nobody has looked since: the one time that a step waits for the device.
+    def _look(self, repeat: bool = True) -> StepResult | None:
+        """What the newest update learnt, where nobody has looked since; what was vetoed is computed again, unless told not to `repeat`.
 
         Raises:
-            TrainingError: this update, or one that nobody has looked at yet, was vetoed.
+            VetoedInARow: too many updates in a row were vetoed.
         """
-        results = read(self.unread) if self.unread else []
-        self.unread.clear()
+        results = self.trouble.look(self.step, self.phases[-1], lambda step: self._rows(self.train_data, step) if repeat else None)
         self.line.saw(results)
-        for step, result in enumerate(results, self.step - len(results) + 1):
-            if result.vetoed:
-                self._tell(self.store.wait())
-                name, value = ("gradient norm", result.grad_norm) if math.isfinite(result.loss) else ("loss", result.loss)
-                self.monitor.event("veto", step, value=name, found=str(value))
-                remedy = "A lower optimizer.lr or optimizer.clip may help"
-                raise TrainingError(f"step {step}: {name} is {value}, no weight was moved; stopped, {self._last_good()}. {remedy}")
         return results[-1] if results else None
+
+    def _roll_back(self, row: VetoedInARow) -> None:
+        """To the last good checkpoint, from where the samples of the row are skipped. Raises TrainingError: there is none, or it did not
+        help before."""
+        self.watch.enter(SAVE)
+        self.saves.wait()
+        skipped = self.beginning.roll_back(self.engine, row)
+        self.step = self.saves.newest = self.beginning.step
+        self.monitor.roll_back(self.step)
+        self._take_up()
+        self.monitor.event("rollback", self.step, checkpoint=str(self.beginning.found), vetoed=[row.first, row.last], skipped=skipped)
+        self.monitor.message(f"{row}: rolled back to {self.beginning.found}; batches {skipped} are skipped from now on")
+        self.engine.observer.leave()
+        self.engine.clock.restart(self.step)
+
+    def _take_up(self) -> None:
+        """What follows from the checkpoint that the run is at."""
+        self.phases, self.trouble = self.beginning.phases, Trouble(self.recipe, self.engine, self.monitor, self.beginning.state)
+        self.train_data = self.ready.batches.after(self.phases[-1].after, self.phases[-1].skipped)
+        self.line = TrainingLine(self.ready, self.engine, self.train_data, self.phases, self.monitor, self.trouble.vetoed, self.watch)
 
     def _evaluate(self) -> bool:
         """Tell what is evaluated; returns whether the ranks have agreed to stop on the way, and nothing is told."""
@@ -211,32 +235,10 @@ class Trainer:
     def _save(self, final: bool) -> None:
         """Begin a checkpoint of this step; one still under way is waited for first. The `final` one waits for room on a full disk."""
         self.watch.enter(LAST_SAVE if final else SAVE)
-        self._tell(self.store.wait())
+        self.saves.wait()
         self.monitor.sync()
-        state, attached = {}, {}
+        state, attached, told = {}, {}, self.trouble.state()
         if self.grid.world.first:
             attached = {TOKENIZER: self.tokenizer.raw}
-            state = state_of(self.recipe, self.step, self.vocabulary, self.train_data.fingerprint, self.code, self.phases)
+            state = state_of(self.recipe, self.step, self.vocabulary, self.train_data.fingerprint, self.beginning.code, self.phases, told)
         self.store.save(self.step, self.engine.shards, self.engine.base, state, attached, self.monitor.message if final else None)
-
-    def _complete_save(self) -> None:
-        """Wait for the last checkpoint. Raises CheckpointError: it could not be written."""
-        saved = self.store.wait()
-        if saved and saved.error:
-            raise saved.error
-        self._tell(saved)
-
-    def _tell(self, saved: Saved | None) -> None:
-        """How a save went that is over. Failed, it leaves the run alive: there is the checkpoint before it, and will be the next."""
-        if saved is None:
-            return
-        if saved.error is None:
-            self.saved = saved.step
-            self.monitor.checkpoint(saved.path, saved.step, saved.seconds, saved.stall)
-            return
-        self.monitor.event("checkpoint_failed", saved.step, error=str(saved.error))
-        self.monitor.message(f"warning: {saved.error}; training goes on, {self._last_good()}")
-
-    def _last_good(self) -> str:
-        newest = self.store.catalogue.newest()
-        return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"

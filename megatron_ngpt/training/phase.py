@@ -4,9 +4,11 @@ A sample is a window of `model.context` tokens, so with another context there ar
 the recipe, the step and the step that the phase began after, which every checkpoint carries.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from megatron_ngpt.config.recipe import Recipe
+from megatron_ngpt.data.skips import Ranges, as_ranges, batch_of, with_batches
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Phase:
         after: the step that it began after; 0 for a run's first.
         context, global_batch: tokens of its samples, samples of its steps.
         samples, tokens: that the phases before it trained on.
+        skipped: batches of this phase that no step reads, since the run rolled back from them.
     """
 
     after: int
@@ -24,6 +27,15 @@ class Phase:
     global_batch: int
     samples: int = 0
     tokens: int = 0
+    skipped: Ranges = ()
+
+    def batch_of(self, step: int) -> int:
+        """The number of the batch that `step`, which lies in this phase, reads."""
+        return batch_of(step, self.skipped)
+
+    def without(self, batches: Iterable[int]) -> "Phase":
+        """The phase with these batches skipped too."""
+        return replace(self, skipped=with_batches(self.skipped, batches))
 
     def samples_at(self, step: int) -> int:
         """Samples that the run has trained on after `step`, which lies in this phase."""
@@ -39,7 +51,8 @@ def phases_of(recipe: Recipe, state: dict | None = None) -> list[Phase]:
     context, batch = recipe.model.context, recipe.training.global_batch
     if state is None:
         return [Phase(0, context, batch)]
-    phases, step = [Phase(**phase) for phase in state["phases"]], state["step"]
+    phases = [Phase(**{**phase, "skipped": as_ranges(phase["skipped"])}) for phase in state["phases"]]
+    step = state["step"]
     if phases[-1].context == context:
         return phases
     return [*phases, Phase(step, context, batch, phases[-1].samples_at(step), phases[-1].tokens_at(step))]

@@ -23,17 +23,18 @@ FREE_SECTIONS = ("optimizer", "schedule", "training", "parallel")
 UNTOLD_KEYS = {"training.output", "training.seed"}  # where the run lies is no change of it; the seed is judged with the data
 
 
-def state_of(recipe: Recipe, step: int, vocabulary: int, fingerprint: str, code: str, phases: list[Phase]) -> dict:
+def state_of(recipe: Recipe, step: int, vocabulary: int, fingerprint: str, code: str, phases: list[Phase], trouble: dict) -> dict:
     """The state that a checkpoint of `step`, in the last of `phases`, carries.
 
-    The learning rate and the samples of a step are functions of the recipe, the step and where its phase began, and nothing draws random
-    numbers once the model is made from the seed: `recipe` (with the seed), `step` and `phases` are the schedule's, the data's and the
-    random state.
+    The learning rate and the samples of a step are functions of the recipe, the step, where its phase began and what it skips, and nothing
+    draws random numbers once the model is made from the seed: `recipe` (with the seed), `step` and `phases` are the schedule's, the data's
+    and the random state. `trouble` is the verdict's (`Trouble.state`).
     """
     return {
         "samples": phases[-1].samples_at(step),
         "tokens": phases[-1].tokens_at(step),
         "phases": [asdict(phase) for phase in phases],
+        **trouble,
         "fingerprint": fingerprint,
         "recipe": recipe.model_dump(mode="json"),
         "vocabulary": vocabulary,

@@ -1,7 +1,7 @@
 """One update: what happens between the gradients and the weights, and in which order.
 
 1. norm: of all gradients, each number once, before anything moves (`parallel/norms.py`);
-2. verdict: loss and norm of all ranks travel in one reduction, and every rank comes to the same verdict;
+2. verdict: loss and norm of all ranks travel in one reduction, and every rank comes to the same verdict (`history.py`);
 3. clip: gradients shrink to `optimizer.clip`;
 4. tangent: with `optimizer.tangent` they lose their part along each spherical row;
 5. optimiser: the base optimiser moves the masters;
@@ -32,13 +32,7 @@ from megatron_ngpt.parallel.norms import before_weights_move
 from megatron_ngpt.parallel.regions import reduce_vector
 from megatron_ngpt.sphere.renormalise import NormErrors, Renormaliser
 from megatron_ngpt.sphere.tangent import project
-
-Verdict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def not_finite(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
-    """The verdict that vetoes (a true scalar): the loss or the gradient norm is infinite or NaN."""
-    return ~(torch.isfinite(loss) & torch.isfinite(norm))
+from megatron_ngpt.training.history import History
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class StepResult:
     Attributes:
         loss: the mean over the global batch before the update, nats a token.
         grad_norm: before clipping.
-        vetoed: nothing was moved.
+        vetoed: nothing was moved, since loss or norm is not finite, or too far above its history.
         norm_errors: of the spherical rows over all ranks, where they were measured.
         memory: GiB of the rank that has most, where it was measured: the device's peak, the device's reserved by torch, the host's; and the
             least that is still available on any host.
@@ -93,11 +87,11 @@ class Update:
 
     Args:
         module: the model, whose parameters' `counted` says which gradients this rank counts.
+        history: of losses and norms, which vetoes; all ranks have the same.
         clock: is told when the optimiser's part of a step begins.
         observer: sees gradients and weights around each step of `base`.
         clip: the largest gradient norm, 0 for any.
         tangent: project gradients on the sphere's tangent space.
-        verdict: from the loss and the norm of all ranks (fp32 scalars), whether nothing may move.
 
     Raises:
         ConfigError: DeepSpeed's optimiser is of a kind whose norm can't be had.
@@ -105,24 +99,24 @@ class Update:
 
     def __init__(
         self, optimizer, base: torch.optim.Optimizer, module: nn.Module, grid: RankGrid, renormaliser: Renormaliser, clip: float,
-        tangent: bool, clock: Clock, observer: Observer | None = None,
-        verdict: Verdict = not_finite,
+        tangent: bool, history: History, clock: Clock, observer: Observer | None = None,
     ):  # fmt: skip
         if not getattr(base, "_step_supports_amp_scaling", False):
             raise TypeError(f"{type(base).__name__} has no `found_inf`, by which an update is vetoed: use a fused optimiser of torch's")
         self.base, self.grid, self.renormaliser = base, grid, renormaliser
-        self.clip, self.tangent, self.clock, self.observer, self.verdict = clip, tangent, clock, observer, verdict
+        self.clip, self.tangent, self.history, self.clock, self.observer = clip, tangent, history, clock, observer
         before_weights_move(optimizer, base, list(module.parameters()), grid, self._judge)
         base.register_step_pre_hook(self._before)
         base.register_step_post_hook(self._after)
 
     def run(
         self, lr: float, measure: bool, gradients: Callable[[], None], loss: Callable[[], torch.Tensor | None],
-        source_losses: Callable[[], torch.Tensor] | None = None,
+        source_losses: Callable[[], torch.Tensor] | None = None, trial: bool = False,
     ) -> Outcome:  # fmt: skip
         """One update.
 
         Args:
+            trial: whatever the verdict, nothing moves, and nothing is remembered or observed.
             measure: norm errors, memory and losses by source too.
             gradients: forward and backward passes, at whose end DeepSpeed steps.
             loss: then, the mean loss over this rank's rows, an fp32 scalar; None on stages that don't know it.
@@ -130,7 +124,7 @@ class Update:
         """
         for group in self.base.param_groups:
             group["lr"] = lr
-        self._measure, self._loss, self._errors, self._source_losses = measure, loss, [], source_losses
+        self._measure, self._loss, self._errors, self._source_losses, self._trial = measure, loss, [], source_losses, trial
         with self.clock.within("forward_backward"):
             gradients()
         return Outcome(torch.cat([self._numbers, *self._largest(), self._by_source]))
@@ -147,8 +141,10 @@ class Update:
         if self.grid.world.size > 1:
             dist.all_reduce(shares, group=self.grid.world.group)
         loss, norm, self._by_source = shares[0], shares[1].sqrt(), shares[2:]
-        vetoed = self.verdict(loss, norm)
+        vetoed = self.history.judge(loss, norm)
         self._numbers = torch.stack([loss, norm, vetoed.to(loss.dtype)])
+        vetoed = torch.ones_like(vetoed) if self._trial else vetoed
+        self.history.add(loss, norm, vetoed)
         shrink = (self.clip / (norm + 1e-6)).clamp(max=1.0) if self.clip else torch.ones_like(norm)
         self._shrink = torch.where(vetoed, 1.0, shrink)  # what is not finite may not spread to where DeepSpeed keeps zeros
         self._vetoed = vetoed
@@ -157,7 +153,7 @@ class Update:
     @torch.no_grad()
     def _before(self, base: torch.optim.Optimizer, _args, _kwargs) -> None:
         """Clip and tangent, of the gradients that `base` is about to use."""
-        if self.observer:
+        if self.observer and not self._trial:
             self.observer.before(base)
         gradients = [p.grad for group in base.param_groups for p in group["params"] if p.grad is not None]
         if gradients and gradients[0].device != self._vetoed.device:  # offloaded: host and device wait for each other all the time
@@ -172,7 +168,7 @@ class Update:
         errors = self.renormaliser.renormalise(self.renormaliser.groups_in(base), self._measure, keep=self._vetoed)
         if errors is not None:
             self._errors.append(errors)
-        if self.observer:
+        if self.observer and not self._trial:
             self.observer.after(base)
 
     def _largest(self) -> list[torch.Tensor]:

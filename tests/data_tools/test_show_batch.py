@@ -4,9 +4,11 @@ import numpy as np
 import yaml
 from small_data import numbered_documents, write_dataset
 
+from data_tools import show_batch
 from megatron_ngpt.config.load import load_recipe
 from megatron_ngpt.data.batches import training_batches
 from megatron_ngpt.data.tokenizer import Tokenizer
+from megatron_ngpt.training.phase import Phase
 
 
 def write_recipe(folder, tokenizer_path) -> str:
@@ -29,6 +31,19 @@ def test_it_writes_the_trainers_rows(tmp_path, tokenizer_path, run):
     recipe = load_recipe(path, overrides)
     assert shown.dtype == np.int32 and shown.shape == (7, 9)
     assert np.array_equal(shown, training_batches(recipe).rows(3, 0, 7).tokens)
+
+
+def test_it_shows_batches_whatever_was_skipped(tmp_path, tokenizer_path, run, monkeypatch):
+    """As a checkpoint of the run says: batch 3 is skipped, and step 3 reads batch 4."""
+    path = write_recipe(tmp_path, tokenizer_path)
+    monkeypatch.setattr(show_batch, "phases_of", lambda recipe, _: [Phase(0, 8, 6, skipped=((3, 3),))])
+    for number, (option, wanted) in enumerate(((("--step", 3), 4), (("--batch", 3), 3), (("--step", 2), 2))):
+        outcome = run("show-batch", path, *option, "--output", tmp_path / f"{number}.npy")
+        assert outcome.code == 0 and f"{option[0][2:]} {option[1]}" in outcome.out
+        assert np.array_equal(np.load(tmp_path / f"{number}.npy"), training_batches(load_recipe(path)).rows(wanted, 0, 6).tokens)
+    for given in ((), ("--step", 1, "--batch", 1)):
+        outcome = run("show-batch", path, *given, "--decode")
+        assert outcome.code == 2 and "give --step N, or --batch N" in outcome.err
 
 
 def test_mistakes(tmp_path, tokenizer_path, run):

@@ -1,5 +1,6 @@
 """The training line: what it makes of steps that were not logged, and of sources."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -46,7 +47,7 @@ def line(monkeypatch, clip=1.0, **training) -> tuple[TrainingLine, Recipe]:
     )  # fmt: skip
     ready = SimpleNamespace(recipe=recipe, vocabulary=100, deepspeed=SimpleNamespace(bf16=False))
     engine = SimpleNamespace(grid=RankGrid(), device=CPU, clock=Clock(0, CPU), observer=Mock(), observe=Mock(), probe_rows=4)
-    return TrainingLine(ready, engine, Batches(), Phase(0, 1024, 4), Mock()), recipe
+    return TrainingLine(ready, engine, Batches(), [Phase(0, 512, 4, skipped=((3, 4),)), Phase(0, 1024, 4)], Mock(), vetoed=2), recipe
 
 
 def test_the_values_of_a_line(monkeypatch):
@@ -63,12 +64,14 @@ def test_the_values_of_a_line(monkeypatch):
 
 
 def test_starts_and_vetoes_are_counted_over_all_of_a_run(monkeypatch, tmp_path):
+    """Two vetoed before, two that are skipped, and one since; it clips nothing."""
     log = EventLog(tmp_path)
     for event in ("start", "veto", "end", "start", "checkpoint", "start"):
         log.append(event, 1)
     made, _ = line(monkeypatch, output=str(tmp_path))
+    made.saw([result(0.5), replace(result(9.0), vetoed=True)])
     values = made.values(4, result(1.0), 1e-3)
-    assert (values["restarts"], values["vetoed_steps"]) == (2, 1)
+    assert (values["restarts"], values["vetoed_steps"], values["clipped"]) == (2, 5, 0.0)
 
 
 def test_clipping_is_counted_anew_after_each_line_and_not_where_it_is_off(monkeypatch):

@@ -15,6 +15,7 @@ from megatron_ngpt.monitor.events import read_events
 from megatron_ngpt.monitor.metrics import read_metrics
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.training import loop, stop
+from megatron_ngpt.training.history import History
 from megatron_ngpt.training.preflight import preflight
 from megatron_ngpt.training.update import Outcome
 from tests.checkpoint.layouts import Layout, build, fill
@@ -32,7 +33,7 @@ class StandIn:
     def __init__(self, *_):
         self.shards, self.base = build(Layout(), 0)
         self.number, self.grid, self.device = 0, RankGrid(), torch.device("cpu")
-        self.clock = Clock(0, self.device)
+        self.clock, self.history = Clock(0, self.device), History(0.0, self.device)
 
     def initialise(self):
         fill(self.shards, self.base, 3, step=1)
@@ -49,6 +50,9 @@ class StandIn:
         for shard in self.shards.values():
             shard.master.add_(1)
         return Outcome(torch.tensor([float("nan") if self.vetoed else 2.0, 1.0, self.vetoed, 0.0, 0.0]))
+
+    def repeat(self, rows):
+        return self.step(rows, 0.0, False, lambda: None).read()
 
     def evaluate(self, _):
         return self.loss
@@ -181,13 +185,16 @@ def refuses(recipe, options):
     return run(recipe, options, strike)
 
 
-def test_a_vetoed_update_is_an_event(corpus, tmp_path):
+def test_a_vetoed_update_is_an_event_and_the_run_goes_on(corpus, tmp_path):
+    """But not where one is a row, and there is nothing to go back to."""
     recipe, options = begin(corpus, tmp_path, "--training.steps=5", "--checkpoint.every=0")
+    [(told, ended)] = on_ranks(1, refuses, recipe, options)
+    assert ended == "well" and "step 3: loss is nan: vetoed, no weight was moved; computed again from the same rows it does not" in told
+    assert happened(tmp_path) == [("start", 0), ("veto", 3), ("checkpoint", 5), ("end", 5)] and steps(tmp_path) == [1, 2, 3, 4, 5]
+    recipe, options = begin(corpus, tmp_path / "row", "--training.steps=5", "--training.skip.in_a_row=1", "--training.log_every=4")
     [(_, ended)] = on_ranks(1, refuses, recipe, options)
-    assert ended.startswith("step 3: loss is nan, no weight was moved") and ended.endswith("status 1")
-    assert happened(tmp_path) == [("start", 0), ("veto", 3), ("end", 3)]
-    veto, end = read_events(tmp_path / "run")[1:]
-    assert (veto["value"], veto["found"], end["outcome"]) == ("loss", "nan", "failed") and end["error"] in ended
+    assert ended.startswith("steps 3 to 3 were vetoed: loss is nan; there is no checkpoint to roll back to") and ended.endswith("status 1")
+    assert happened(tmp_path / "row") == [("start", 0), ("veto", 3), ("end", 4)]
 
 
 def evaluates(recipe, options, loss):

@@ -1,22 +1,19 @@
 """Updates: a veto moves nothing anywhere and leaves no trace, in every layout family; a step waits for no device."""
 
-from types import SimpleNamespace
-from unittest.mock import Mock
-
 import pytest
 import torch
 
-from megatron_ngpt.errors import TrainingError
 from megatron_ngpt.monitor.clock import Clock
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.sphere.renormalise import NormErrors, Renormaliser
-from megatron_ngpt.training.loop import Trainer
-from megatron_ngpt.training.update import Outcome, StepResult, Update, not_finite, read
+from megatron_ngpt.training.history import History
+from megatron_ngpt.training.update import Outcome, StepResult, Update, read
 from tests.on_ranks import on_ranks
 from tests.sphere.cut_weights import HeldWeights, Matrix
 from tests.training.vetoes import FAMILIES, LIGHT, veto_and_go_on, waits
 
-CLOCK = Clock(0, torch.device("cpu"))
+CPU = torch.device("cpu")
+CLOCK = Clock(0, CPU)
 
 
 @pytest.mark.parametrize("ranks", LIGHT)
@@ -55,7 +52,7 @@ def test_an_update_is_clip_tangent_optimiser_renormalisation_in_float64(clip, ta
     matrix = Matrix("w", 7, 12)
     weights, base, renormaliser = held(matrix)
     scale = weights.shards["scale"].master.double()
-    update = Update(base, base, torch.nn.ParameterList(weights.buffers), RankGrid(), renormaliser, clip, tangent, CLOCK)
+    update = Update(base, base, torch.nn.ParameterList(weights.buffers), RankGrid(), renormaliser, clip, tangent, History(0.0, CPU), CLOCK)
 
     def gradients() -> None:
         weights.set_gradients(seed=1)
@@ -83,7 +80,7 @@ def test_an_optimiser_that_cannot_be_vetoed_is_refused():
     weights, _, renormaliser = held(Matrix("w", 7, 12))
     base = torch.optim.SGD(weights.buffers, lr=0.1)
     with pytest.raises(TypeError, match="SGD has no `found_inf`"):
-        Update(base, base, torch.nn.ParameterList(weights.buffers), RankGrid(), renormaliser, 0.0, False, CLOCK)
+        Update(base, base, torch.nn.ParameterList(weights.buffers), RankGrid(), renormaliser, 0.0, False, History(0.0, CPU), CLOCK)
 
 
 def test_several_updates_are_read_at_once():
@@ -91,23 +88,3 @@ def test_several_updates_are_read_at_once():
     first, second = read([Outcome(torch.tensor(of_step)) for of_step in numbers])
     assert first == StepResult(2.0, 1.0, False, None)
     assert second == StepResult(torch.inf, 1.0, True, NormErrors(0.5, 0.25))
-
-
-def test_a_veto_that_nobody_looked_at_yet_stops_the_run_with_its_own_step_and_value():
-    """Steps 6 to 9 are not logged; the veto of step 7 is met where step 9 is looked at."""
-    numbers = [torch.tensor([2.0, norm, float(norm == torch.inf), torch.nan, torch.nan]) for norm in (1.0, torch.inf, 3.0, 4.0)]
-    unread = list(map(Outcome, numbers))
-    run = SimpleNamespace(unread=unread, step=9, _last_good=lambda: "none is good")
-    run.line, run.store, run.monitor, run._tell = Mock(), Mock(), Mock(), Mock()
-    with pytest.raises(TrainingError, match=r"^step 7: gradient norm is inf, no weight was moved; stopped, none is good"):
-        Trainer._look(run)
-    run.unread = list(map(Outcome, numbers[2:]))
-    assert Trainer._look(run).grad_norm == 4.0
-    assert Trainer._look(run) is None
-
-
-@pytest.mark.parametrize("loss, norm, vetoed", [
-    (2.0, 1.0, False), (2.0, 0.0, False), (torch.inf, 1.0, True), (torch.nan, 1.0, True), (2.0, torch.inf, True), (2.0, torch.nan, True),
-])  # fmt: skip
-def test_the_verdict_looks_at_loss_and_norm(loss, norm, vetoed):
-    assert not_finite(torch.tensor(loss), torch.tensor(norm)).item() is vetoed

@@ -101,10 +101,10 @@ def infinite_gradient(engine: Engine, rank: int) -> Iterator[None]:
 
 @contextmanager
 def finite_but_refused(engine: Engine) -> Iterator[None]:
-    """Another verdict, as one on the norm's size would be: nothing is wrong with the numbers, and DeepSpeed sees nothing."""
-    before, engine.update.verdict = engine.update.verdict, lambda loss, norm: norm > 0
+    """Too far above its history, as it would be after smaller norms: nothing is wrong with the numbers, and DeepSpeed sees nothing."""
+    before, engine.history.judge = engine.history.judge, lambda loss, norm: norm > 0
     yield
-    engine.update.verdict = before
+    engine.history.judge = before
 
 
 def state(engine: Engine) -> dict[str, torch.Tensor]:
