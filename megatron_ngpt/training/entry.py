@@ -19,6 +19,7 @@ from megatron_ngpt.console import show_anything, unknown_character
 from megatron_ngpt.errors import ConfigError, NgptError, RankError, ToldError
 from megatron_ngpt.training.launcher import launchers, missing_hostfile
 from megatron_ngpt.training.preflight import preflight
+from megatron_ngpt.training.restarts import count_restarts, patiently
 
 USAGE = "usage: deepspeed [launcher options] launch/pretrain.py RECIPE.yaml [--section.key=value ...]"
 HELP = f"""{USAGE}
@@ -66,7 +67,10 @@ def main(argv: list[str]) -> int:
             raise ConfigError(*problems)
         ready = preflight(arguments.recipe, arguments.overrides, place.world)
         os.environ.update(variables(place, os.environ))
-        ready = replace(ready, ownership=own(Path(ready.recipe.training.output), place))
+        output = Path(ready.recipe.training.output)
+        count_restarts(output, os.environ, writes=False)
+        ready = replace(ready, ownership=patiently(lambda: own(output, place), os.environ))
+        count_restarts(output, os.environ, writes=place.rank == 0)
         if place.rank == 0:  # torch and DeepSpeed take seconds to load
             who = f"{hosts(os.environ, place)}, {devices(os.environ)}"
             print(f"{arguments.recipe}: {who}, led by {socket.gethostname()}; starting", flush=True)

@@ -8,11 +8,12 @@ from pathlib import Path
 from megatron_ngpt.checkpoint.dcp import load
 from megatron_ngpt.checkpoint.files import write_text
 from megatron_ngpt.checkpoint.initial import load_initial
+from megatron_ngpt.checkpoint.reading import Reading
 from megatron_ngpt.checkpoint.seal import read_state
 from megatron_ngpt.checkpoint.store import CheckpointStore
 from megatron_ngpt.config.load import dump_recipe
 from megatron_ngpt.config.place import hosts, read_place
-from megatron_ngpt.errors import DamagedError, TrainingError
+from megatron_ngpt.errors import DamagedError, NgptError, TrainingError
 from megatron_ngpt.parallel.together import from_first_rank, leads, on_first_rank
 from megatron_ngpt.training.engine import Engine
 from megatron_ngpt.training.history import NOTHING
@@ -51,7 +52,7 @@ class Beginning:
     def fill(self, engine: Engine) -> int:
         """Masters (and moments) from the checkpoint, an exported model or the seed; returns the step they are of (collective).
 
-        A checkpoint of the run directory that proves damaged makes way for the one before it.
+        A checkpoint of the run directory that proves damaged, or ends who reads it, makes way for the one before it.
         """
         if self._load(engine, self._find):
             return self.step
@@ -85,17 +86,21 @@ class Beginning:
 
     def _load(self, engine: Engine, find: Find) -> bool:
         """What the checkpoint at `found` holds, or one that `find` finds where that is damaged; False: there is none (collective)."""
-        aside = []
+        aside, reading = [], Reading(Path(self._recipe.training.output))
         while self.found:
+            own = self.found.parent == self._store.catalogue.directory
             try:
+                on_first_rank(lambda own=own: reading.begin(self.found) if own else None, f"{self.found} could not be read")
                 self.state = load(self.found, engine.shards, engine.base)
                 engine.publish()
+                on_first_rank(reading.end, f"{self.found} could not be read")
                 new_phase = self.phases[-1].after == self.state["step"]
                 engine.history.load(NOTHING if new_phase else self.state["history"])
                 self.notes = [*aside, *self.notes]
                 return True
-            except DamagedError as error:
-                if self.found.parent != self._store.catalogue.directory:
+            except NgptError as error:
+                on_first_rank(reading.end, f"{self.found} could not be read")
+                if not isinstance(error, DamagedError) or not own:
                     raise
                 on_first_rank(lambda: self._store.set_aside(self.found), f"{self.found} could not be put aside")
                 aside.append(f"{error}; put aside")

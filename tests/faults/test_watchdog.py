@@ -175,3 +175,31 @@ def test_a_limit_of_0_is_none_and_a_run_that_was_paused_goes_on(corpus, tmp_path
     assert run.wait(LONG) == [75, 75], run.story()
     assert lines(run.output)[-1]["step"] > max(3, told - 1) and watchdogs(run) == []
     assert "watchdog" not in [event["event"] for event in read_events(run.output)]
+
+
+def dies_of_step_4(output: Path) -> None:
+    """On every rank: who reads the checkpoint of step 4 crashes in C."""
+    from megatron_ngpt.checkpoint.storage import Reader
+
+    original = Reader.__init__
+
+    def begin(self, path, *arguments):
+        if "step-00000004" in str(path) and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        original(self, path, *arguments)
+
+    Reader.__init__ = begin
+
+
+@pytest.mark.heavy
+def test_a_checkpoint_that_crashes_its_reader_is_put_aside_at_the_third_start(corpus, tmp_path):
+    arguments = [str(corpus / "recipe.yaml"), *options(zero(2) | {"training.steps": 4, "checkpoint.every": 2, "schedule.kind": "constant"})]
+    train(2, arguments, tmp_path / "run")
+    more = [*arguments, "--training.steps=6"]
+    for _ in range(2):
+        run = Run(2, more, tmp_path / "run", before=dies_of_step_4)
+        assert 0 not in run.wait(LONG) and watchdogs(run) == []
+        assert "rank 1 on " in run.console().splitlines()[-1]
+    run = train(2, more, tmp_path / "run", before=dies_of_step_4)
+    assert "2 starts in a row ended while they read it; put aside" in run.console()
+    assert "continues from" in run.console() and [line["step"] for line in lines(run.output)] == [1, 2, 3, 4, 5, 6]
