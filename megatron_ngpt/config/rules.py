@@ -67,7 +67,8 @@ def _layout(recipe: Recipe, world: int) -> Iterator[str]:
     given = given_sizes(recipe.parallel)
     if world % (product := math.prod(given.values())):
         shown = ", ".join(f"parallel.{axis} = {size}" for axis, size in given.items() if size > 1 or axis != "context")
-        yield f"{shown}: their product {product} must divide the number of ranks, {world}; {_divisors(world, product)}"
+        choice = _divisors(world, product) + _worlds(recipe, world)
+        yield f"{shown}: their product {product} must divide the number of ranks, {world}; {choice}"
 
 
 def _sequence(recipe: Recipe) -> Iterator[str]:
@@ -104,8 +105,17 @@ def _batch(recipe: Recipe, world: int) -> Iterator[str]:
         choice = f"{below} or {below + together}" if below else f"{together}"
         yield (
             f"training.global_batch = {training.global_batch}: must be a multiple of training.micro_batch = "
-            f"{training.micro_batch} times {ranks} data parallel ranks; choose {choice}, or another micro_batch"
+            f"{training.micro_batch} times {ranks} data parallel ranks; choose {choice}, or another micro_batch{_worlds(recipe, world)}"
         )
+
+
+def _worlds(recipe: Recipe, world: int) -> str:
+    """The numbers of ranks on both sides of `world` with which layout and batch of the recipe fit, as a suggestion: nodes may be lost."""
+    product, batches = math.prod(given_sizes(recipe.parallel).values()), recipe.training.global_batch / recipe.training.micro_batch
+    fitting = [product * ranks for ranks in range(1, int(batches) + 1) if batches % ranks == 0]
+    below = [str(size) for size in fitting if size < world][-1:]
+    near = below + [str(size) for size in fitting if size > world][:1]
+    return f"; as the recipe is, {' or '.join(near)} ranks fit" if near else ""
 
 
 def _schedule(recipe: Recipe) -> Iterator[str]:

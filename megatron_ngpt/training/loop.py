@@ -19,6 +19,7 @@ from megatron_ngpt.monitor.monitor import Monitor
 from megatron_ngpt.monitor.profiles import Profiles
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.parallel.together import on_first_rank
+from megatron_ngpt.training import heading
 from megatron_ngpt.training.engine import Engine
 from megatron_ngpt.training.evaluation import Evaluation
 from megatron_ngpt.training.line import TrainingLine
@@ -41,6 +42,7 @@ class Trainer:
         self.ready, self.recipe, self.vocabulary = ready, ready.recipe, ready.vocabulary
         self.output = Path(self.recipe.training.output)
         self.grid = make_grid(**given_sizes(self.recipe.parallel))
+        heading.tell(self.grid, device, self.recipe)
         self.ownership, self.console, self.monitor = ready.ownership, console, None
         self.watch, self.stop = watch, StopRequest(self._say, ready.ownership, watch)
         self.tokenizer = ready.data.tokenizer

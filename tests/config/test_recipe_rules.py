@@ -96,3 +96,12 @@ def test_combinations_that_deepspeed_cannot_run(recipe, choice, overrides, said)
 def test_rules_without_deepspeeds_choice_and_several_at_once(recipe):
     found = problems(recipe("--model.heads=3", "--training.global_batch=17", "--parallel.pipeline=9"), None, 9)
     assert len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("world", "tensor", "fits"), [(3, 1, "2 or 4"), (5, 1, "4 or 8"), (12, 1, "8"), (8, 1, None), (6, 2, "4 or 8"), (7, 2, "4 or 8")]
+)
+def test_a_number_of_ranks_that_does_not_fit_is_told_the_ones_that_do(recipe, world, tensor, fits):
+    """As after a loss of nodes."""
+    told = problems(recipe(f"--parallel.tensor={tensor}"), ZERO1, world)
+    assert told == [] if fits is None else told[0].endswith(f"; as the recipe is, {fits} ranks fit")
