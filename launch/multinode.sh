@@ -11,7 +11,7 @@
 #   --pause SECONDS        before the same command is started again     [20]
 #   --restarts N           give up after so many restarts without a new checkpoint in between     [5]
 #
-# The ranks get OMP_*, GLOO_*, NCCL_*, TORCH_*, DS_ACCELERATOR, DEEPSPEED_TIMEOUT and LC_ALL of this shell, the lines of .deepspeed_env (of the home
+# The ranks get OMP_*, GLOO_*, NCCL_*, TORCH_*, DS_ACCELERATOR and LC_ALL of this shell, the lines of .deepspeed_env (of the home
 # directory, then of this one; DS_ENV_FILE names another), and NGPT_RESTART, how often this command has started them again.
 #
 # Exit status: 0 trained to the end; 2 a mistake that a second start would meet again; 75 stopped with a checkpoint by SIGTERM, SIGUSR1 or
@@ -49,7 +49,7 @@ trap 'rm -rf "$folder"' EXIT
 
 # DeepSpeed takes NAME=value lines alone: comments and empty lines would end it.
 write_environment() {
-  { env | grep -E '^(OMP_|GLOO_|NCCL_|TORCH_|DS_ACCELERATOR=|DEEPSPEED_TIMEOUT=|LC_ALL=)'
+  { env | grep -E '^(OMP_|GLOO_|NCCL_|TORCH_|DS_ACCELERATOR=|LC_ALL=)'
     for place in ~ .; do
       file=$place/$given
       [[ $given != /* ]] || file=$given

@@ -42,8 +42,9 @@ def assert_same(run: Path, alone: Path, ranks: int) -> None:
 
 @pytest.mark.heavy
 def test_three_hosts_through_multinode_sh(hosts, alone, corpus, tmp_path):
-    words = ["--no_preflight", hosts.hostfile, corpus / "recipe.yaml", "--deepspeed=ds_configs/zero1.json"]
+    words = [hosts.hostfile, corpus / "recipe.yaml", "--deepspeed=ds_configs/zero1.json"]
     done = succeeded(hosts.on(1, "launch/multinode.sh", *words, f"--training.output={tmp_path / 'run'}", seconds=240, **VARIABLES))
+    assert "3 ranks can train on 3 hosts" in done.stdout
     assert "3 ranks on 3 hosts, on CPUs, led by host1; starting" in done.stdout
     assert_same(tmp_path / "run", alone, 3)
 
