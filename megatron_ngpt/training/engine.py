@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.data.batches import Rows
 from megatron_ngpt.data.tokenizer import Tokenizer
+from megatron_ngpt.errors import TrainingError
 from megatron_ngpt.inference.live import LiveModel, live_model
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
@@ -26,6 +27,7 @@ from megatron_ngpt.monitor.observer import Observed, Observer
 from megatron_ngpt.monitor.probe import SEQUENCES
 from megatron_ngpt.parallel.assumptions import checked_shards
 from megatron_ngpt.parallel.grid import RankGrid
+from megatron_ngpt.parallel.replicas import divergence
 from megatron_ngpt.parallel.shards import Shard, publish_masters, stepped_buffers
 from megatron_ngpt.sphere.renormalise import Renormaliser
 from megatron_ngpt.training.history import History
@@ -148,6 +150,15 @@ class Engine:
                 losses = [self.engine(inputs, targets) for inputs, targets in self._micro_batches(rows)]
         self.engine.train()
         return losses
+
+    def check_copies(self, step: int) -> None:
+        """After `step`, whether ranks that hold the same numbers still do (collective; waits for the device).
+
+        Raises:
+            TrainingError: on every rank; some do not: silent corruption.
+        """
+        if found := divergence(self.engine.module, self.shards, self.grid):
+            raise TrainingError(f"step {step}: {found}; stopped before any of it is saved")
 
     def live(self, tokenizer: Tokenizer) -> LiveModel:
         """The model as it is now, for inference."""

@@ -56,6 +56,7 @@ class TrainingLine:
         """Write what there is to tell of `step`, whose result has been read (collective where dear values are told)."""
         self._monitor.scalars(step, self.values(step, result, lr))
         if self._observes(step):
+            self._engine.check_copies(step)
             found = self._engine.observe(self._batches.rows(step, 0, self._engine.probe_rows))
             self._monitor.scalars(step, found.values())
             if step // self._recipe.monitor.every % HISTOGRAMS == 1:

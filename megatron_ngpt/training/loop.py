@@ -238,6 +238,7 @@ class Trainer:
         """Begin a checkpoint of this step; one still under way is waited for first. The `final` one waits for room on a full disk."""
         self.watch.enter(LAST_SAVE if final else SAVE)
         self.saves.wait()
+        self.engine.check_copies(self.step)
         self.monitor.sync()
         state, attached, told = {}, {}, self.trouble.state()
         if self.grid.world.first:

@@ -12,6 +12,13 @@ RUNS: dict[str, tuple[tuple[int, ...], float]] = {  # batches, and by what the s
 TRANSIENT = "once"  # a run of this name is struck at batch `ONE` the first time alone
 
 
+def flip(values) -> None:
+    """The lowest bit of the first number."""
+    import torch
+
+    values.view(-1)[:1].view({2: torch.int16, 4: torch.int32}[values.element_size()]).bitwise_xor_(1)
+
+
 def before(output: Path) -> None:
     """On a rank, before its run: watch which batch an update is made of, and spoil its norm; `without` never reads those of a row."""
     from megatron_ngpt.data.batches import BatchSource
@@ -33,6 +40,8 @@ def before(output: Path) -> None:
         return found
 
     def watching(self, given, *arguments, **options):
+        if kind == "flipped" and last and given.batch == ONE[0]:
+            flip(next(shard.master for name, shard in self.shards.items() if name.endswith("up_proj.weight")))
         now["bad"] = given.batch in bad and not (kind == TRANSIENT and now["struck"])
         now["struck"] = now["struck"] or now["bad"]
         return run(self, given, *arguments, **options)

@@ -1,5 +1,6 @@
 """Numerical trouble in whole runs: a bad step costs itself, a row of them a rollback and its samples, and resumed runs agree."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,15 @@ def test_what_rollbacks_do_not_help_ends_with_one_line(corpus, tmp_path):
     told = run.console().splitlines()[-1]
     assert told.startswith("steps 6 to 8 were vetoed: gradient norm is nan; 3 rollbacks to ") and "step-00000005 did not help" in told
     assert checkpoints(run.output) == ["latest", "step-00000005"] and "Traceback" not in run.console()
+
+
+def test_a_flipped_bit_in_one_ranks_masters_ends_the_run_before_it_is_saved(corpus, tmp_path):
+    run = Run(2, *turn(corpus, tmp_path / "flipped", **zero(0)), before=before)
+    assert run.wait() == [1, 1], run.story()
+    told, host = run.console().splitlines()[-1], socket.gethostname()
+    assert told.startswith(f"step 10: rank 0 on {host} and rank 1 on {host} hold copies of model.") and "up_proj.weight that differ" in told
+    assert told.endswith("stopped before any of it is saved") and checkpoints(run.output) == ["latest", "step-00000005"]
+    assert "Traceback" not in run.console() + run.console(1)
 
 
 def test_without_a_checkpoint_a_row_of_vetoes_ends_the_run(corpus, tmp_path):

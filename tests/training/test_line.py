@@ -46,7 +46,8 @@ def line(monkeypatch, clip=1.0, **training) -> tuple[TrainingLine, Recipe]:
         training=Training(**{"output": "none", "steps": 20, "global_batch": 4} | training),
     )  # fmt: skip
     ready = SimpleNamespace(recipe=recipe, vocabulary=100, deepspeed=SimpleNamespace(bf16=False))
-    engine = SimpleNamespace(grid=RankGrid(), device=CPU, clock=Clock(0, CPU), observer=Mock(), observe=Mock(), probe_rows=4)
+    told = {name: Mock() for name in ("observer", "observe", "check_copies")}
+    engine = SimpleNamespace(grid=RankGrid(), device=CPU, clock=Clock(0, CPU), probe_rows=4, **told)
     return TrainingLine(ready, engine, Batches(), [Phase(0, 512, 4, skipped=((3, 4),)), Phase(0, 1024, 4)], Mock(), vetoed=2), recipe
 
 
