@@ -83,6 +83,7 @@ if [ "$preflight" = yes ] && [ "$ssh" = yes ]; then
   [ -z "$stopped" ] || exit 75
   [ "$status" = 0 ] || exit "$status"
 fi
+# The ranks count restarts themselves, and refuse one too many with status 2; this count ends a launcher that starts no ranks.
 in_vain=0 newest=$(python "$here/newest_checkpoint.py" "$@") || exit
 for ((restart = 0; ; restart++)); do
   write_environment "$restart"
