@@ -14,7 +14,7 @@ from megatron_ngpt.foreign import read_json
 
 COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT", "NGPT_RESTART")  # of torchrun, Slurm's requeue, a loop around a launcher
 FILE = "restarts.json"
-LIMIT = 3  # restarts without a new checkpoint
+LIMIT = 5  # restarts without a new checkpoint
 PATIENCE = 120.0  # seconds in which ranks that a launcher left behind write their last checkpoint
 T = TypeVar("T")
 
