@@ -43,7 +43,7 @@ class Monitor:
     def _go_on_after(self, step: int) -> None:
         self._metrics.cut_after(step)
         self._newest: dict[str, Value] = {}
-        self._unhealthy = self._newest.keys()
+        self._unhealthy = {}.keys()
         self._loggers = Loggers(self._recipe.monitor.loggers, RunInfo(self._output, self._recipe, step), self.message)
 
     def scalars(self, step: int, values: dict[str, Value]) -> None:

@@ -15,6 +15,7 @@ from megatron_ngpt.data.writer import IndexedWriter
 from megatron_ngpt.training.phase import phases_of
 from megatron_ngpt.training.preflight import preflight
 from megatron_ngpt.training.record import state_of
+from tests.records import NOTHING_WRONG
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -75,7 +76,7 @@ def run(good_recipe, tmp_path):
     ready = preflight(str(good_recipe), options, 1)
     checkpoint = tmp_path / "checkpoints" / "step-00000005"
     checkpoint.mkdir(parents=True)
-    state = state_of(ready.recipe, 5, 200, ready.batches.fingerprint, "code", phases_of(ready.recipe))
+    state = state_of(ready.recipe, 5, 200, ready.batches.fingerprint, "code", phases_of(ready.recipe), NOTHING_WRONG)
     seal(checkpoint, {"step": 5, "serial": 1, **state}, {})
     (tmp_path / "checkpoints" / "latest").write_text(checkpoint.name)
     return options

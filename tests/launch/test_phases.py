@@ -14,6 +14,7 @@ from megatron_ngpt.checkpoint.seal import seal
 from megatron_ngpt.training.phase import Phase, phase_at, phases_of
 from megatron_ngpt.training.preflight import preflight
 from megatron_ngpt.training.record import continued, state_of
+from tests.records import NOTHING_WRONG
 
 LONGER = ["--model.context=32", "--training.global_batch=4", "--training.steps=12"]
 WHOLE = "[{{prefix: {corpus}/text}}]"
@@ -32,7 +33,7 @@ def save(recipe, options, step: int, serial: int) -> None:
     output, (_, phases) = Path(ready.recipe.training.output), going_on(recipe, options)
     checkpoint = output / "checkpoints" / f"step-{step:08}"
     checkpoint.mkdir()
-    state = state_of(ready.recipe, step, ready.vocabulary, ready.batches.fingerprint, "code", phases)
+    state = state_of(ready.recipe, step, ready.vocabulary, ready.batches.fingerprint, "code", phases, NOTHING_WRONG)
     seal(checkpoint, {"step": step, "serial": serial, **state}, {})
     (output / "checkpoints" / "latest").write_text(checkpoint.name)
 
