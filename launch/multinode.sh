@@ -3,7 +3,7 @@
 #
 #   launch/multinode.sh [options] HOSTFILE RECIPE.yaml [--section.key=value ...]
 #
-#   --launcher NAME        what starts processes on the other hosts: pdsh (ssh), or DeepSpeed's runners mpich, impi, slurm     [pdsh]
+#   --launcher NAME        what starts processes on the other hosts: pdsh (ssh), or DeepSpeed's openmpi, mpich, impi, slurm     [pdsh]
 #   --launcher_args WORDS  more arguments for it
 #   --no_ssh --node_rank K --master_addr A    in containers without ssh: the same command on every host, with its place in the hostfile
 #   --master_addr A, --master_port P          where the ranks meet      [the first host's first address, 29500]
@@ -21,14 +21,15 @@ set -uo pipefail
 
 usage() { sed -n '2,22s/^# \{0,1\}//p' "$0"; }
 
-launcher=pdsh launcher_args="" pause=20 restarts=5 preflight=yes ssh=yes node_rank="" meeting=()
+launcher=pdsh launcher_args="" pause=20 restarts=5 preflight=yes ssh=yes node_rank="" meeting=() master="" port=29500
 while [[ ${1:-} == -* ]]; do
   case $1 in
     --launcher) launcher=$2; shift 2 ;;
     --launcher_args) launcher_args=$2; shift 2 ;;
     --no_ssh) ssh=no; shift ;;
     --node_rank) node_rank=$2; shift 2 ;;
-    --master_addr | --master_port) meeting+=("$1" "$2"); shift 2 ;;
+    --master_addr) master=$2 meeting+=("$1" "$2"); shift 2 ;;
+    --master_port) port=$2 meeting+=("$1" "$2"); shift 2 ;;
     --no_preflight) preflight=no; shift ;;
     --restarts) restarts=$2; shift 2 ;;
     --pause) pause=$2; shift 2 ;;
@@ -43,6 +44,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -f "$hostfile" ] || { echo "$hostfile: no such hostfile; write a line a host: NAME slots=RANKS" >&2; exit 2; }
 [ "$ssh" = yes ] || [ -n "$node_rank" ] || { echo "--no_ssh: needs --node_rank K, this host's place in $hostfile, from 0" >&2; exit 2; }
 
+master=${master:-$(awk '!/^[[:space:]]*(#|$)/ { print $1; exit }' "$hostfile")}
 given=${DS_ENV_FILE:-.deepspeed_env}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -55,6 +57,7 @@ write_environment() {
       [[ $given != /* ]] || file=$given
       [ ! -f "$file" ] || grep -vE '^[[:space:]]*(#|$)' "$file"
     done
+    [ "$launcher" != openmpi ] || printf '%s\n' "MASTER_ADDR=$master" "MASTER_PORT=$port"   # which mpirun tells nobody
     echo "NGPT_RESTART=$1"; } > "$folder/environment"
   export DS_ENV_FILE=$folder/environment NGPT_RESTART=$1
 }
@@ -74,7 +77,7 @@ run() {
 }
 
 start=(deepspeed --hostfile "$hostfile" --force_multi --launcher "$launcher" "${meeting[@]}")
-[ -z "$launcher_args" ] || start+=(--launcher_args "$launcher_args")
+[ -z "$launcher_args" ] || start+=("--launcher_args=$launcher_args")   # words that begin with a dash too
 [ "$ssh" = yes ] || start=(deepspeed --hostfile "$hostfile" --no_ssh --node_rank "$node_rank" "${meeting[@]}")
 
 write_environment 0

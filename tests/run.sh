@@ -8,7 +8,8 @@ set -euo pipefail
 source "$(dirname "$0")/../launch/setup_env.sh"
 cd "$REPOSITORY"
 
-# The tests of several hosts use network namespaces, sshd, pdsh and a clock that lies, heavy ones a browser. Where these can't be had, the tests say so.
+# The tests of several hosts use network namespaces, sshd, pdsh and a clock that lies, heavy ones mpirun and a browser. Where these can't be had,
+# the tests say so.
 install_system_packages() {
   local missing=()
   command -v ip > /dev/null || missing+=(iproute2)
@@ -16,7 +17,8 @@ install_system_packages() {
   command -v ssh > /dev/null || missing+=(openssh-client)
   command -v pdsh > /dev/null || missing+=(pdsh)
   command -v faketime > /dev/null || missing+=(faketime)
-  if [[ " $* " =~ \ heavy\ |browser ]]; then # a large package
+  if [[ " $* " =~ \ heavy\ |browser ]]; then # large packages
+    command -v mpirun > /dev/null || missing+=(openmpi-bin)
     command -v chromium > /dev/null || missing+=(chromium)
     command -v chromedriver > /dev/null || missing+=(chromium-driver)
   fi

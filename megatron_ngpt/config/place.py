@@ -1,4 +1,4 @@
-"""Which rank this process is, as its launcher says in the environment: deepspeed, torchrun, srun, or none for a single rank.
+"""Which rank this process is, as its launcher says in the environment: deepspeed, torchrun, srun, mpirun, or none for a single rank.
 
 Only what a launcher set for this very process counts. The shell that sbatch or salloc opens has some of Slurm's variables too, and is no
 rank; neither are shells with a WORLD_SIZE that somebody exported.
@@ -13,6 +13,7 @@ from megatron_ngpt.errors import ConfigError
 
 TORCH = {"rank": "RANK", "world": "WORLD_SIZE", "local_rank": "LOCAL_RANK"}
 SLURM = {"rank": "SLURM_PROCID", "world": "SLURM_STEP_NUM_TASKS", "local_rank": "SLURM_LOCALID"}
+OPEN_MPI = {"rank": "OMPI_COMM_WORLD_RANK", "world": "OMPI_COMM_WORLD_SIZE", "local_rank": "OMPI_COMM_WORLD_LOCAL_RANK"}
 FIRST_SPECIAL_STEP = 2**32 - 16  # Slurm counts a job's steps from 0; the batch shell's and the interactive shell's numbers are up here
 HOSTS = ("CROSS_SIZE", "GROUP_WORLD_SIZE", "SLURM_STEP_NUM_NODES")  # deepspeed, torchrun, srun
 
@@ -36,6 +37,8 @@ def read_place(environment: Mapping[str, str], local_rank: int | None = None) ->
     elif _is_task(environment):
         names = SLURM
         environment = {SLURM["world"]: environment.get("SLURM_NTASKS", ""), **environment}
+    elif OPEN_MPI["rank"] in environment and environment.get("MASTER_ADDR"):  # mpirun says who a process is, and not where they meet
+        names = OPEN_MPI
     else:
         return Place()
     rank, world = _number(environment, names["rank"]), _number(environment, names["world"])

@@ -10,11 +10,16 @@ SRUN = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_J
         "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_NODELIST": "gpu[03-04,9]"}
 
 
+MPIRUN = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "MASTER_ADDR": "node1"}
+
+
 def test_launchers_are_told_apart():
     assert read_place({}) == Place(0, 1, 0)
     assert read_place(TORCHRUN) == Place(3, 4, 1)
     assert read_place(SRUN) == Place(5, 8, 1)
     assert read_place(SRUN | TORCHRUN) == Place(3, 4, 1)
+    assert read_place(MPIRUN) == Place(3, 4, 1)
+    assert read_place(MPIRUN | SRUN) == Place(5, 8, 1)
     assert read_place({"RANK": "1", "WORLD_SIZE": "2"}, local_rank=1) == Place(1, 2, 1)
 
 
@@ -24,6 +29,7 @@ def test_torch_finds_its_variables():
         "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     assert variables(read_place(SRUN), SRUN) == {
         "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu03", "MASTER_PORT": "24211"}
+    assert variables(read_place(MPIRUN), MPIRUN) == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_PORT": "29500"}
 
 
 @pytest.mark.parametrize(("hosts", "first"), [

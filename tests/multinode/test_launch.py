@@ -50,6 +50,15 @@ def test_three_hosts_through_multinode_sh(hosts, alone, corpus, tmp_path):
 
 
 @pytest.mark.heavy
+def test_three_hosts_through_open_mpi(hosts, alone, corpus, tmp_path):
+    words = ["--launcher", "openmpi", "--launcher_args", "--allow-run-as-root", "--no_preflight", hosts.hostfile, corpus / "recipe.yaml"]
+    options = ["--deepspeed=ds_configs/zero1.json", f"--training.output={tmp_path / 'run'}"]
+    done = succeeded(hosts.on(1, "launch/multinode.sh", *words, *options, seconds=240, **VARIABLES))
+    assert "3 ranks, on CPUs, led by host1; starting" in done.stdout
+    assert_same(tmp_path / "run", alone, 3)
+
+
+@pytest.mark.heavy
 def test_two_hosts_through_torchrun_sh_without_ssh(hosts, alone, corpus, tmp_path):
     words = ["launch/torchrun.sh", "2", "1", "host1", corpus / "recipe.yaml", f"--training.output={tmp_path / 'run'}"]
     agents = [
