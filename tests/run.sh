@@ -3,6 +3,7 @@
 #
 #   tests/run.sh                       the default tests
 #   tests/run.sh -m heavy              the heavy ones
+#   tests/run.sh -m long               those for which CI has no time
 #   tests/run.sh tests/data -k index   some of them
 set -euo pipefail
 source "$(dirname "$0")/../launch/setup_env.sh"

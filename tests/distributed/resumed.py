@@ -27,7 +27,8 @@ LAYOUTS = [
     Layout("gpt: pipeline 2", 2, cut(pipeline=2), "gpt"),
     Layout("gpt: pipeline 2 × tensor 2 × data 2, ZeRO-1", 8, cut(2, 2, stage=1), "gpt"),
 ]
-FEW = [LAYOUTS[number] for number in (2, 4, 8, 9, 11)]  # sources in every test run; every target from every source is heavy
+FEW = [LAYOUTS[number] for number in (2, 4, 8, 9, 11)]  # for every test run
+SOURCES = [*FEW, *(LAYOUTS[number] for number in (14, 17, 18, 20))]  # of the heavy runs, with four of the baseline's
 
 
 def look_after_loading(output: Path) -> None:

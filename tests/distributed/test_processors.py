@@ -1,6 +1,6 @@
 """Another processor rounds otherwise, and proves the same: kernels for less than this one, another order of sums, two threads.
 
-Heavy: every imitation is a process of its own, as the variables are read when torch is imported.
+Heavy or long: every imitation is a process of its own, as the variables are read when torch is imported.
 """
 
 import os
@@ -15,7 +15,6 @@ from tests.distributed.corpus import REPOSITORY
 from tests.distributed.layouts import LAYOUTS
 
 pytestmark = [
-    pytest.mark.heavy,
     pytest.mark.timeout(1500),
     pytest.mark.skipif(platform.machine() != "x86_64", reason="the variables are those of x86's libraries"),
 ]
@@ -25,6 +24,7 @@ IMITATIONS = {  # variables, what torch says of itself then, threads
     "MKL's order for any processor": ({"MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, r"\w+", 1),
     "two threads": ({"OMP_NUM_THREADS": "2"}, r"\w+", 2),
 }
+IN_CI = ("AVX2", "SSE4")  # whose kernels are the most different
 MARGIN = 1e-6  # a tenth of what the table allows
 ROWS = [  # one row at least of every variant, and of every way to cut
     "data 3, ZeRO-3, all cut",
@@ -62,11 +62,17 @@ def run(name: str, *command: str) -> str:
     return done.stdout
 
 
+def each(*names: str) -> list:
+    """The names as a test's parameters, each with its marker."""
+    return [pytest.param(name, marks=pytest.mark.heavy if name in IN_CI else pytest.mark.long) for name in names]
+
+
+@pytest.mark.heavy
 def test_each_imitation_computes_other_numbers():
     assert len({run(name, "-c", DIGEST) for name in IMITATIONS}) == len(IMITATIONS)
 
 
-@pytest.mark.parametrize("name", IMITATIONS)
+@pytest.mark.parametrize("name", each(*IMITATIONS))
 def test_layouts_stray_no_farther_than_a_tenth_of_the_limits(name):
     assert {layout.variant for layout in LAYOUTS} == {layout.variant for layout in LAYOUTS if layout.name in ROWS}
     _, kernels, threads = IMITATIONS[name]
@@ -81,7 +87,7 @@ def test_layouts_stray_no_farther_than_a_tenth_of_the_limits(name):
     assert max(map(float, worst.groups())) <= MARGIN, printed
 
 
-@pytest.mark.parametrize("name", ["AVX2", "SSE4", "MKL's order for any processor"])
+@pytest.mark.parametrize("name", each("AVX2", "SSE4", "MKL's order for any processor"))
 def test_whatever_compares_trained_numbers_passes(name):
     printed = run(name, "-m", "pytest", "-q", "-x", "-m", "not heavy", "-p", "no:cacheprovider", *(f"tests/{path}" for path in NUMBERS))
     assert re.search(r"^\d+ passed", printed, re.MULTILINE), printed

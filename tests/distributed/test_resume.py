@@ -8,7 +8,7 @@ import pytest
 from megatron_ngpt.config.deepspeed_json import read_deepspeed
 from tests.distributed.layouts import Table, metrics
 from tests.distributed.ranks import train
-from tests.distributed.resumed import BF16, FEW, LAST, LAYOUTS, SAVED_AT, Layout, look_after_loading
+from tests.distributed.resumed import BF16, FEW, LAST, LAYOUTS, SAVED_AT, SOURCES, Layout, look_after_loading
 
 pytestmark = pytest.mark.usefixtures("in_repository")
 STEPS = [f"--training.steps={LAST}", f"--checkpoint.every={SAVED_AT}"]
@@ -82,6 +82,12 @@ def test_two_layouts_resume_a_few(sources, target, tmp_path):
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("target", LAYOUTS, ids=lambda layout: layout.name)
+def test_every_layout_resumes_a_few(sources, target, tmp_path):
+    check(sources, target, SOURCES, tmp_path)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("target", LAYOUTS, ids=lambda layout: layout.name)
 def test_every_layout_resumes_every_other(sources, target, tmp_path):
     check(sources, target, LAYOUTS, tmp_path)
