@@ -80,6 +80,10 @@ start=(deepspeed --hostfile "$hostfile" --force_multi --launcher "$launcher" "${
 [ -z "$launcher_args" ] || start+=("--launcher_args=$launcher_args")   # words that begin with a dash too
 [ "$ssh" = yes ] || start=(deepspeed --hostfile "$hostfile" --no_ssh --node_rank "$node_rank" "${meeting[@]}")
 
+# ssh that only listens waits for ever for a host without power. So it asks: a host that has booted says no, and of one that is not there
+# the kernel despairs (a quarter of an hour by Linux's defaults), not ssh: a cut that the watchdogs allow is survived. The user's words come first.
+export PDSH_SSH_ARGS_APPEND="${PDSH_SSH_ARGS_APPEND:-} -o ServerAliveInterval=15 -o ServerAliveCountMax=140"
+
 write_environment 0
 if [ "$preflight" = yes ] && [ "$ssh" = yes ]; then
   run python -m megatron_ngpt preflight --hostfile "$hostfile" "${meeting[@]}" "$@"

@@ -4,6 +4,7 @@
 #   tests/run.sh                       the default tests
 #   tests/run.sh -m heavy              the heavy ones
 #   tests/run.sh -m long               those for which CI has no time
+#   tests/run.sh -m soak               an hour of faults on test hosts (NGPT_SOAK_MINUTES)
 #   tests/run.sh tests/data -k index   some of them
 set -euo pipefail
 source "$(dirname "$0")/../launch/setup_env.sh"
