@@ -96,7 +96,7 @@ kill_host() {
   ip link delete "$(cable "$2")" 2> /dev/null || true
   [ -e "$1/host$2.pid" ] || return 0
   kill -KILL "$(cat "$1/host$2.pid")" 2> /dev/null || true
-  while grep -q '^State:[[:space:]]*[^ZX]' "/proc/$(cat "$1/host$2.pid")/status" 2> /dev/null; do sleep 0.02; done # a container may bury no orphan
+  while grep -q '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$(cat "$1/host$2.pid")/status" 2> /dev/null; do sleep 0.02; done # a container may bury no orphan
   rm "$1/host$2.pid"
   ip netns delete "$(space "$2")"
 }
