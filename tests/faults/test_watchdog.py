@@ -142,7 +142,8 @@ def test_a_stopped_rank_is_named(corpus, tmp_path):
     "before, keys, words",
     [
         (hangs_as_it_starts, {"watchdog.start": 20, "checkpoint.every": 2}, "(watchdog.start = 20)"),
-        (hangs_in_a_save, {"watchdog.save": 10, "checkpoint.every": 2}, "(watchdog.save = 10)"),
+        # long: once, on a machine with seven times the work it can do, rank 0 was named instead; see docs/notes.md
+        pytest.param(hangs_in_a_save, {"watchdog.save": 10, "checkpoint.every": 2}, "(watchdog.save = 10)", marks=pytest.mark.long),
         (hangs_in_an_evaluation, {"watchdog.evaluation": 10, "training.eval_every": 2}, "(watchdog.evaluation = 10)"),
     ],
 )  # fmt: skip
