@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from megatron_ngpt.checkpoint.catalogue import Catalogue
 from megatron_ngpt.config.load import load_recipe
 from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.training.entry import parse
@@ -20,5 +21,4 @@ if __name__ == "__main__":
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
-    steps = [path.name.removeprefix("step-") for path in (output / "checkpoints").glob("step-*")]
-    print(max([int(step) for step in steps if step.isdigit()], default=0))
+    print(max([int(path.name.removeprefix("step-")) for path in Catalogue(output).named()], default=0))

@@ -10,6 +10,7 @@ LARGEST_SEED = 2**64 - 1  # that torch's generators take
 MOST_LENGTHS = 64
 LARGEST_COUNT = 2**31 - 1  # of whatever is counted in an int32
 MODEL = typer.Argument(metavar="MODEL", help="a run directory (its newest checkpoint), a checkpoint or an exported directory")
+RECIPE = typer.Argument(metavar="RECIPE.yaml", help="a recipe's file, or the name of one that comes with the package")
 TENSOR = typer.Option(min=1, max=LARGEST_COUNT, help="ranks that share every layer")
 PIPELINE = typer.Option(min=1, max=LARGEST_COUNT, help="stages that the layers are divided over")
 

@@ -10,10 +10,11 @@ import typer
 
 import megatron_ngpt
 from megatron_ngpt.analysis.commands import analyze
-from megatron_ngpt.arguments import LARGEST_COUNT, LARGEST_SEED, MODEL, PIPELINE, TENSOR, finite, require_text, usage_line
+from megatron_ngpt.arguments import LARGEST_COUNT, LARGEST_SEED, MODEL, PIPELINE, RECIPE, TENSOR, finite, require_text, usage_line
 from megatron_ngpt.checkpoint.commands import checkpoint
-from megatron_ngpt.cluster.commands import KEYS, preflight
+from megatron_ngpt.cluster.commands import preflight
 from megatron_ngpt.config.place import read_place
+from megatron_ngpt.config.reference import help_text
 from megatron_ngpt.console import Commands, show_anything, unknown_character
 from megatron_ngpt.errors import ConfigError, NgptError, RankError
 from megatron_ngpt.inference.commands import evaluate
@@ -29,7 +30,7 @@ app = typer.Typer(
 app.add_typer(checkpoint, name="checkpoint")
 WAIT_SECONDS = 2.0  # that a rank leaves after rank 0 has told a mistake
 TAKES_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-RECIPE = typer.Argument(metavar="RECIPE.yaml", help="a recipe's file, or the name of one that comes with the package")
+KEYS = "\b\n" + help_text().replace("\n\n", "\n\n\b\n")
 
 
 def _print_version(wanted: bool) -> None:

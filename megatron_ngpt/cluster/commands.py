@@ -4,14 +4,12 @@ from typing import Annotated
 
 import typer
 
-from megatron_ngpt.config.reference import help_text
-
-KEYS = "\b\n" + help_text().replace("\n\n", "\n\n\b\n")
+from megatron_ngpt.arguments import RECIPE
 
 
 def preflight(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="a recipe's file, or the name of one that comes with the package")],
+    recipe: Annotated[str, RECIPE],
     hostfile: Annotated[str, typer.Option("--hostfile", "-H", metavar="FILE", help="DeepSpeed's: a line a host, NAME slots=RANKS")],
     master_addr: Annotated[
         str | None, typer.Option("--master_addr", metavar="ADDRESS", help="where the ranks are to meet; by itself the first host's first")

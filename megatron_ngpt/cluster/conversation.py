@@ -25,10 +25,6 @@ REASONS = {  # what ssh says: what it means and what to do
 }
 
 
-class SilentError(NgptError):
-    """A host that can't be reached, or whose probe has stopped to answer."""
-
-
 class Conversation:
     """With the probe of `host`, in `directory`, by this Python, with the variables that the launcher passes on."""
 
@@ -39,7 +35,7 @@ class Conversation:
         self._told: asyncio.Task | None = None
 
     async def open(self) -> None:
-        """Start the probe. Raises SilentError with what is in the way."""
+        """Start the probe. Raises NgptError with what is in the way."""
         options = ["BatchMode=yes", f"ConnectTimeout={CONNECT_SECONDS}", "ServerAliveInterval=5", "ServerAliveCountMax=2"]
         self._ssh = await asyncio.create_subprocess_exec(
             "ssh", *(word for option in options for word in ("-o", option)), self.host, self._command,
@@ -49,16 +45,16 @@ class Conversation:
         await self.ask(START_SECONDS, "hello")
 
     async def ask(self, seconds: float, question: str, **details) -> dict:
-        """The answer. Raises SilentError if none comes in time, NgptError if the probe could not find one."""
+        """The answer. Raises NgptError if none comes in time, or the probe could not find one."""
         with suppress(ConnectionError):
             self._ssh.stdin.write(json.dumps({"ask": question, **details}).encode() + b"\n")
             await self._ssh.stdin.drain()
         try:
             line = await asyncio.wait_for(self._ssh.stdout.readline(), seconds)
         except asyncio.TimeoutError:
-            raise SilentError(f"no answer to {question!r} in {seconds:g} seconds; is it overloaded, or its network cut?") from None
+            raise NgptError(f"no answer to {question!r} in {seconds:g} seconds; is it overloaded, or its network cut?") from None
         if not line:
-            raise SilentError(await self._reason())
+            raise NgptError(await self._reason())
         answer = json.loads(line)
         if "failed" in answer:
             raise NgptError(answer["failed"])

@@ -1,10 +1,8 @@
 """What one host can tell by itself: versions, devices, memory, networks, and what the recipe's checks and files say here."""
 
 import hashlib
-import importlib.metadata
 import os
 import platform
-import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -12,16 +10,14 @@ from pathlib import Path
 import psutil
 
 import megatron_ngpt
-from megatron_ngpt.checkpoint.catalogue import Catalogue
 from megatron_ngpt.config.costs.memory import memory
-from megatron_ngpt.config.costs.work import checkpoint_bytes
 from megatron_ngpt.config.load import dump_recipe, load_recipe
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.data.indexed import pair_paths
 from megatron_ngpt.data.tape import find_prefixes
 from megatron_ngpt.errors import DataError, NgptError
-from megatron_ngpt.training.directory import nearest
-from megatron_ngpt.training.preflight import Ready, preflight
+from megatron_ngpt.training.preflight import Ready, preflight, room
+from megatron_ngpt.training.record import packages
 
 WHOLE = 1 << 26  # bytes of a file that is compared whole
 PIECES, PIECE = 64, 1 << 16  # of a larger one
@@ -53,9 +49,7 @@ def gather(recipe_path: str, overrides: list[str], ranks: int) -> dict:
 
 def versions() -> dict[str, str]:
     """Of all that must be the same on every host; `source` is a digest of this package's own modules."""
-    found = {"python": platform.python_version(), "ngpt": megatron_ngpt.__version__, "source": _source()}
-    for name in ("torch", "deepspeed"):
-        found[name] = importlib.metadata.version(name)
+    found = {"python": platform.python_version(), "ngpt": megatron_ngpt.__version__, "source": _source(), **packages()}
     if _on_gpus():
         import torch
 
@@ -118,13 +112,10 @@ def digest(path: Path) -> str:
 
 
 def _needs(ready: Ready) -> dict:
-    recipe, output = ready.recipe, Path(ready.recipe.training.output)
-    one, kept = checkpoint_bytes(recipe.model, ready.vocabulary), len(Catalogue(output).named())
-    more = recipe.checkpoint.keep + 1 - min(recipe.checkpoint.keep, kept)
-    free = shutil.disk_usage(nearest(output)).free
+    found = room(ready)
     return {
-        "needed": memory(recipe, ready.deepspeed, ready.vocabulary, ready.ranks).device,
-        "room": {"asked": more * one, "free": free, "keep": recipe.checkpoint.keep},
+        "needed": memory(ready.recipe, ready.deepspeed, ready.vocabulary, ready.ranks).device,
+        "room": {"asked": found.asked, "free": found.free, "keep": ready.recipe.checkpoint.keep},
     }
 
 
@@ -137,9 +128,9 @@ def _source() -> str:
 
 
 def _on_gpus() -> bool:
-    """As `parallel.device` chooses; without importing torch where the environment says."""
+    """As `parallel.device` says; without importing torch where the environment does."""
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         return False
-    import torch
+    from megatron_ngpt.parallel.device import on_gpus
 
-    return torch.cuda.is_available()
+    return on_gpus()

@@ -1,11 +1,12 @@
 """Bandwidth and latency between each two hosts, one rank a host, through the process group that training would use."""
 
-import os
 import time
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from megatron_ngpt.parallel.device import backend, choose_device
 
 MEET = timedelta(seconds=20)
 ROUND_TRIPS = 20
@@ -18,14 +19,12 @@ def measure(rank: int, world: int, address: str, port: int) -> dict:
 
     All hosts call it at the same time. Raises dist.DistError if they don't find each other, RuntimeError if a message does not arrive.
     """
-    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    device, backend = torch.device("cuda", 0) if on_gpu else torch.device("cpu"), "nccl" if on_gpu else "gloo"
+    device = choose_device()
+    carrier = backend(device)
     if world == 1:
-        return {"backend": backend, "links": []}
-    if on_gpu:
-        torch.cuda.set_device(device)
+        return {"backend": carrier, "links": []}
     store = dist.TCPStore(address, port, world, rank == 0, MEET, wait_for_workers=False)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=MEET)
+    dist.init_process_group(carrier, store=store, rank=rank, world_size=world, timeout=MEET)
     try:
         found = []
         for pairs in rounds(world):
@@ -34,7 +33,7 @@ def measure(rank: int, world: int, address: str, port: int) -> dict:
                 link = _link(rank, peer, device)
                 found += [[peer, *link]] if rank < peer else []
             dist.barrier()
-        return {"backend": backend, "links": found}
+        return {"backend": carrier, "links": found}
     finally:
         dist.destroy_process_group()
 

@@ -1,13 +1,12 @@
 """The loss of a known tiny model: what every device of every host must agree on before they train one model together."""
 
-import os
-
 import torch
 
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.model.initial import initialise
+from megatron_ngpt.parallel.device import on_gpus
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.shards import shards_of
 from megatron_ngpt.sphere.renormalise import Renormaliser
@@ -18,7 +17,7 @@ VOCABULARY = 256
 
 def losses() -> list[float]:
     """Of an nGPT with fixed weights on fixed tokens, in fp32, in nats a token: on each GPU of this host, or on its CPU."""
-    if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
+    if not on_gpus():
         return [loss(torch.device("cpu"))]
     return [loss(torch.device("cuda", number)) for number in range(torch.cuda.device_count())]
 

@@ -30,8 +30,8 @@ class Clock:
     on every rank alike: communication, which counts by rank, is not.
     """
 
-    def __init__(self, step: int, device: torch.device, tell: Callable[[str], None] = lambda _: None):
-        self.tell = tell
+    def __init__(self, step: int, device: torch.device):
+        self.tell: Callable[[str], None] = lambda _: None
         self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         self._marks: list[tuple[str, float | torch.cuda.Event]] = []
         self._phase, self.measuring = "rest", False

@@ -11,9 +11,19 @@ from megatron_ngpt.parallel.meeting import Say, meet
 MEETING, COLLECTIVES = timedelta(minutes=10), timedelta(minutes=30)  # where nobody says otherwise
 
 
+def on_gpus() -> bool:
+    """Whether ranks compute on CUDA devices: there are some, and DS_ACCELERATOR does not ask for the CPU."""
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+
+
+def backend(device: torch.device) -> str:
+    """What carries the messages of ranks that compute there."""
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
 def choose_device() -> torch.device:
     """This rank's device. Also tells DeepSpeed, which reads `DS_ACCELERATOR` when it is first imported: call it before."""
-    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
+    if on_gpus():
         local = int(os.environ.get("LOCAL_RANK", "0"))
         torch.cuda.set_device(local)
         return torch.device("cuda", local)
@@ -38,17 +48,16 @@ def start_process_group(device: torch.device, say: Say, meeting: timedelta = MEE
 
     if dist.is_initialized():
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):  # of groups made later, DeepSpeed's too: they do not take the world's
         setattr(dist.distributed_c10d, name, collectives)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"))
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # no port that another run could hold
+        dist.init_process_group(backend(device), store=dist.HashStore(), rank=0, world_size=1)  # no port that another run could hold
     else:
         store = meet(rank, world, meeting, say)
         # Without `device_id`: with it nccl makes a group by splitting the world, in which every rank must take part for every group.
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=collectives)
+        dist.init_process_group(backend(device), store=store, rank=rank, world_size=world, timeout=collectives)
     # On a CPU DeepSpeed would first compile an all-reduce through shared memory, for a minute, that only its inference uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed(backend(device), auto_mpi_discovery=False, verbose=False)

@@ -3,7 +3,6 @@
 import logging
 import platform
 import socket
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from megatron_ngpt.config.text import parse
 from megatron_ngpt.errors import NgptError
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.together import from_first_rank
+from megatron_ngpt.training.record import packages
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def tell(grid: RankGrid, device: torch.device, recipe: Recipe) -> None:
 
 def versions() -> str:
     """Of what a rank runs, in a line."""
-    found = [f"megatron_ngpt {megatron_ngpt.__version__}", *(f"{name} {version(name)}" for name in ("torch", "deepspeed"))]
+    found = [f"megatron_ngpt {megatron_ngpt.__version__}", *(f"{name} {number}" for name, number in packages().items())]
     if torch.cuda.is_available():
         found += [f"CUDA {torch.version.cuda}", f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"]
     return ", ".join([f"Python {platform.python_version()}", *found])
@@ -53,4 +53,3 @@ def differences(recipe: Recipe) -> list[str]:
 
 def _device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-

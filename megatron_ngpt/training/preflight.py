@@ -99,18 +99,33 @@ def _moved(ready: Ready) -> str:
     return f"; collectives move {_gib(most)} a step" if most else ""
 
 
-def space_warnings(ready: Ready) -> list[str]:
-    """A line if the checkpoints that the run keeps, and the one that it writes, find no room: no reason to refuse a run that others may
-    make room for."""
+@dataclass(frozen=True)
+class Room:
+    """Bytes `free` in the directory `where` checkpoints will lie, and `asked` for beyond those that are there: by the ones that the run
+    keeps, and the one that it writes, `one` each."""
+
+    where: Path
+    free: int
+    asked: int
+    one: int
+
+
+def room(ready: Ready) -> Room:
+    """For checkpoints, as it is now."""
     recipe = ready.recipe
     catalogue = Catalogue(Path(recipe.training.output))
     where, one = nearest(catalogue.directory), checkpoint_bytes(recipe.model, ready.vocabulary)
     more = recipe.checkpoint.keep + 1 - min(recipe.checkpoint.keep, len(catalogue.named()))
-    free = shutil.disk_usage(where).free
-    if free >= more * one:
+    return Room(where, shutil.disk_usage(where).free, more * one, one)
+
+
+def space_warnings(ready: Ready) -> list[str]:
+    """A line if checkpoints find no room: no reason to refuse a run that others may make room for."""
+    found, keep = room(ready), ready.recipe.checkpoint.keep
+    if found.free >= found.asked:
         return []
-    asked = f"checkpoint.keep = {recipe.checkpoint.keep} and one that is being written take {_gib(more * one)} more, {_gib(one)} each"
-    return [f"warning: {_gib(free)} are free in {where}: {asked}"]
+    asked = f"checkpoint.keep = {keep} and one that is being written take {_gib(found.asked)} more, {_gib(found.one)} each"
+    return [f"warning: {_gib(found.free)} are free in {found.where}: {asked}"]
 
 
 def in_use(ready: Ready) -> list[str]:

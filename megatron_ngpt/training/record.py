@@ -41,8 +41,13 @@ def state_of(recipe: Recipe, step: int, vocabulary: int, fingerprint: str, code:
         "tokenizer": recipe.data.tokenizer,
         "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
         "code": code,
-        "packages": {name: version(name) for name in ("torch", "deepspeed")},
+        "packages": packages(),
     }
+
+
+def packages() -> dict[str, str]:
+    """The versions of those that a run's numbers depend on."""
+    return {name: version(name) for name in ("torch", "deepspeed")}
 
 
 def code_version() -> str:

@@ -135,9 +135,13 @@ class Beginning:
     def _find_before_vetoes(self) -> Found:
         """The newest whose last step was not vetoed: what led to a row of vetoes may be in the others."""
         self._store.check()
-        resume = self._recipe.checkpoint.resume
-        found = self._store.catalogue.candidates()[0] or [self._store.catalogue.find("auto" if resume == "never" else resume)[0]]
-        if found == [None]:
-            return None, [], self.phases
-        chosen = next((path for path in found if not read_state(path)["vetoed_in_a_row"]), found[0])
-        return chosen, [], phases_of(self._recipe, read_state(chosen))
+        catalogue, resume = self._store.catalogue, self._recipe.checkpoint.resume
+        complete, _ = catalogue.survey()
+        if not complete:
+            begun = catalogue.find("auto" if resume == "never" else resume)[0]
+            if begun is None:
+                return None, [], self.phases
+            complete = [(begun, read_state(begun))]
+        newest_first = complete[::-1]
+        path, state = next(((path, state) for path, state in newest_first if not state["vetoed_in_a_row"]), newest_first[0])
+        return path, [], phases_of(self._recipe, state)

@@ -55,13 +55,12 @@ class Trouble:
         """
         results = read(self.unread) if self.unread else []
         self.unread.clear()
-        applied = [number for number, result in enumerate(results) if not result.vetoed]
         for number, result in enumerate(results):
             at = step - len(results) + 1 + number
             self.in_a_row = self.in_a_row + 1 if result.vetoed else 0
             if result.vetoed:
                 self.vetoed += 1
-                same_weights = not applied or applied[-1] < number
+                same_weights = all(later.vetoed for later in results[number:])
                 own = rows(at) if same_weights else None
                 self._tell(at, phase.batch_of(at), result, None if own is None else self._repeated(result, own))
             if self.in_a_row == self._recipe.training.skip.in_a_row:

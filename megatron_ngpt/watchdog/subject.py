@@ -26,8 +26,9 @@ class Subject:
 
     def look(self, now: float) -> None:
         """Read the page at the watchdog's own time `now`."""
-        state, files = self._page.read(), self._bytes_of_files()
-        moved = state.section.files and files - self._files > MEBIBYTE
+        state = self._page.read()
+        files = self._bytes_of_files() if state.section.files else 0
+        moved = files - self._files > MEBIBYTE
         if moved or state.beats != self.state.beats:
             self._changed, self._files = now, files
         self.state = state

@@ -66,7 +66,7 @@ def test_the_loop_ends_with_what_is_final(stage, status):
 
 def test_the_loop_counts_restarts_without_a_new_checkpoint(stage):
     """Two in vain, a checkpoint, then three in vain: the third is one too many."""
-    saves = f"[ $NGPT_RESTART != 2 ] || mkdir -p {stage.folder}/run/checkpoints/step-10"
+    saves = f"[ $NGPT_RESTART != 2 ] || mkdir -p {stage.folder}/run/checkpoints/step-00000010"
     stage.stand_in("deepspeed", f"grep -q NGPT_RESTART=$NGPT_RESTART $DS_ENV_FILE || exit 2; {saves}; exit 7")
     process = stage.start(*LOOP)
     told = process.communicate(timeout=240)[1]

@@ -18,6 +18,7 @@ from tests.distributed.corpus import REPOSITORY
 SCRIPT = Path(__file__).with_name("hosts.sh")
 TOOLS = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "pdsh": "pdsh", "nsenter": "util-linux"}
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+VARIABLES = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # for scripts that look for deepspeed, torchrun and python
 DEEPSPEED = Path(sys.executable).with_name("deepspeed")
 SECONDS = 150
 

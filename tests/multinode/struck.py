@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,9 +13,8 @@ from pathlib import Path
 from megatron_ngpt.monitor.events import read_events
 from tests.distributed.corpus import REPOSITORY
 from tests.faults.runs import lines
-from tests.multinode.hosts import ENVIRONMENT, Hosts
+from tests.multinode.hosts import ENVIRONMENT, VARIABLES, Hosts
 
-VARIABLES = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 LIMIT = 20  # seconds of watchdog.step
 CUT = 8.0  # seconds that a cable is out: TCP tries again after 12.6 at most, and after 25.4 if it were 13
 TAIL = 1 << 15  # bytes, of some lines

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +10,8 @@ import pytest
 from tests.distributed.corpus import REPOSITORY
 from tests.distributed.layouts import difference
 from tests.distributed.ranks import train
-from tests.multinode.hosts import ENVIRONMENT, Hosts, hosts_of, succeeded
+from tests.multinode.hosts import ENVIRONMENT, VARIABLES, Hosts, hosts_of, succeeded
 
-VARIABLES = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 OWN = {"NGPT_MAX_RESTARTS": "0"}
 
 
