@@ -61,5 +61,5 @@ setup(
         "hf": ["transformers"],
         "wandb": ["wandb"],
     },
-    entry_points={"console_scripts": ["ngpt=megatron_ngpt.cli:main"]},
+    entry_points={"console_scripts": ["ngpt=megatron_ngpt.cli:run"]},
 )

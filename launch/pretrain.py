@@ -8,7 +8,8 @@ from pathlib import Path
 if importlib.util.find_spec("megatron_ngpt") is None:     # a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from megatron_ngpt.console import leave
 from megatron_ngpt.training.entry import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -3,9 +3,7 @@
     torchrun --nproc_per_node 2 -m megatron_ngpt generate MODEL --prompt TEXT --tensor 2
 """
 
-import sys
-
-from megatron_ngpt.cli import main
+from megatron_ngpt.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -15,7 +15,7 @@ from megatron_ngpt.checkpoint.commands import checkpoint
 from megatron_ngpt.cluster.commands import preflight
 from megatron_ngpt.config.place import read_place
 from megatron_ngpt.config.reference import help_text
-from megatron_ngpt.console import Commands, show_anything, unknown_character
+from megatron_ngpt.console import Commands, leave, show_anything, unknown_character
 from megatron_ngpt.errors import ConfigError, NgptError, RankError
 from megatron_ngpt.inference.commands import evaluate
 from megatron_ngpt.monitor.commands import report
@@ -189,8 +189,13 @@ def harness(
 app.command()(analyze)
 
 
+def run() -> NoReturn:
+    """Entry point of the console script."""
+    leave(main())
+
+
 def main() -> int:
-    """Entry point of the console script; returns the exit status."""
+    """Run the command line; returns the exit status."""
     show_anything()
     try:
         return app(args=_arguments() or ["--help"], prog_name="ngpt", standalone_mode=False) or 0

@@ -1,6 +1,10 @@
-"""What a person sees: standard output on terminals and in logs that may not know every character."""
+"""What a person sees: standard output on terminals and in logs that may not know every character; and how a command ends."""
 
+import atexit
+import os
 import sys
+from contextlib import suppress
+from typing import NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -29,6 +33,22 @@ def show_anything() -> None:
 def shows_everything() -> bool:
     """Whether standard output has every character. Where it has not, JSON is better escaped than replaced."""
     return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+
+
+def leave(status: int) -> NoReturn:
+    """End this process, once what wants to be done at its end is done and all output written.
+
+    Where ranks may have talked, not by the interpreter's own end: gloo's threads let go of the last collectives' tensors whenever they come
+    to it, and one that asks for the interpreter then is ended by it, which aborts the process (`terminate called without an active
+    exception`).
+    """
+    if "torch.distributed" in sys.modules:
+        atexit._run_exitfuncs()
+        with suppress(OSError):  # which the interpreter's own end tells
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    sys.exit(status)
 
 
 def unknown_character(error: UnicodeEncodeError) -> str:

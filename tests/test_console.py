@@ -45,6 +45,29 @@ def test_a_name_that_this_environment_cannot_write_is_one_line(tmp_path):
         "or choose other characters"]
 
 
+ENDING = """
+import atexit, sys
+import torch.distributed
+from megatron_ngpt.console import leave
+
+class Kept:
+    def __del__(self):
+        print("the interpreter's own end")
+
+kept = Kept()
+atexit.register(print, "what wants to be done at the end")
+print("said", end=" ")
+leave(3)
+"""
+
+
+def test_a_process_whose_ranks_talked_ends_with_all_said_and_done_and_not_by_the_interpreters_own_end(tmp_path):
+    (tmp_path / "ending.py").write_text(ENDING)
+    command = [sys.executable, str(tmp_path / "ending.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "said what wants to be done at the end\n"), done.stderr
+
+
 def test_json_is_escaped_and_loses_nothing(monkeypatch, capsys):
     assert _line("→", "√") == '{"prompt": "→", "text": "√"}'
     sys.stdout.reconfigure(encoding="latin-1")
