@@ -12,8 +12,8 @@ from tests.distributed.ranks import Run, train
 from tests.faults.runs import checkpoints, lines, options
 
 pytestmark = pytest.mark.usefixtures("in_repository")
-EVERY, KEEP_EVERY = 4, 50
-KEYS = {"checkpoint.every": EVERY, "checkpoint.keep_every": KEEP_EVERY, "schedule.kind": "constant"}
+EVERY, KEEP_EVERY, OBSERVED = 4, 50, 10
+KEYS = {"checkpoint.every": EVERY, "checkpoint.keep_every": KEEP_EVERY, "monitor.every": OBSERVED, "schedule.kind": "constant"}
 ENDLESS = 100_000  # steps, while it is killed; how far it comes depends on the machine
 LAYOUTS = {"ZeRO-2": zero(2), "tensor 2": cut(2)}
 
@@ -56,7 +56,10 @@ def check(corpus: Path, layout: dict, directory: Path, kills: int, seed: int) ->
     for output in (killed, undisturbed):
         train(2, [*arguments, f"--training.steps={steps}"], output, seconds=900)
     assert lines(killed) == lines(undisturbed)
-    assert [line["step"] for line in lines(killed)] == list(range(1, steps + 1))
+    of_steps, observed = (set(range(first, steps + 1, first)) for first in (1, OBSERVED))
+    assert [(line["step"], "loss" in line) for line in lines(killed)] == sorted(
+        [(step, True) for step in of_steps] + [(step, False) for step in observed], key=lambda place: (place[0], not place[1])
+    )
     kept = {*range(100, steps, 100), steps - EVERY, steps}  # multiples of 50 at which it saves, and the two newest
     assert checkpoints(killed) == checkpoints(undisturbed) == ["latest", *(f"step-{step:08}" for step in sorted(kept))]
 
