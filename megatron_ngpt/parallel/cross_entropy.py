@@ -10,8 +10,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_ngpt.parallel.grid import Axis
-
-_CPU_CHUNK, _DEVICE_CHUNK = 1 << 18, 1 << 26  # logits that are turned to fp32 at a time
+from megatron_ngpt.parallel.row_parts import row_parts
 
 
 class Passes(Protocol):
@@ -37,17 +36,17 @@ def passes(compiled: bool) -> Passes:
 
 
 class _Chunked:
-    """Some tokens at a time, so that fp32 copies stay small (on a CPU: in its cache)."""
+    """Some tokens at a time, so that fp32 copies stay small."""
 
     def log_sum_exp(self, logits_NV: torch.Tensor) -> torch.Tensor:
-        return torch.cat([_log_sum_exp(part) for part in logits_NV.split(_tokens_at_a_time(logits_NV))])
+        return torch.cat([_log_sum_exp(part) for (part,) in row_parts(logits_NV)])
 
     def to_gradient(self, logits_NV: torch.Tensor, targets_N: torch.Tensor, log_z_N: torch.Tensor, share: float) -> None:
         if logits_NV.shape[1] == 0:
             return
         here, places = _places(logits_NV, targets_N)
-        parts = (logits_NV, log_z_N.unsqueeze(1), places, torch.where(here, -share, 0.0).unsqueeze(1))
-        for logits, log_z, place, minus in zip(*(part.split(_tokens_at_a_time(logits_NV)) for part in parts), strict=True):
+        minus_N1 = torch.where(here, -share, 0.0).unsqueeze(1)
+        for logits, log_z, place, minus in row_parts(logits_NV, log_z_N.unsqueeze(1), places, minus_N1):
             soft = logits.float()  # of fp32 logits, these themselves
             soft.sub_(log_z).exp_().mul_(share).scatter_add_(1, place, minus)
             if soft is not logits:
@@ -72,11 +71,6 @@ def _to_gradient(logits_NV: torch.Tensor, targets_N: torch.Tensor, log_z_N: torc
     soft = torch.exp(logits_NV.float() - log_z_N.unsqueeze(1))
     hit = torch.arange(logits_NV.shape[1], device=logits_NV.device) == targets_N.unsqueeze(1)
     logits_NV.copy_((soft - hit.float()) * share)
-
-
-def _tokens_at_a_time(logits_NV: torch.Tensor) -> int:
-    entries = _CPU_CHUNK if logits_NV.device.type == "cpu" else _DEVICE_CHUNK
-    return max(1, entries // max(1, logits_NV.shape[1]))
 
 
 def _pick(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:

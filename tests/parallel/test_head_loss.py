@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from benchmarks.machine import peak_bytes
-from megatron_ngpt.parallel import cross_entropy, head_loss
+from megatron_ngpt.parallel import head_loss, row_parts
 from megatron_ngpt.parallel.grid import Axis, make_grid
 from tests.on_ranks import on_ranks
 from tests.parallel.test_vocabulary import VOCABULARIES, entries_here
@@ -18,7 +18,7 @@ SCALES = (None, 1.0, 60.0)  # no scale; as it starts; as it is learned, where pr
 def check(vocabularies=VOCABULARIES, chunk=None, compiled=False):
     """The loss, each token's loss, and gradients of x, W and scale, for chunks of `chunk` logits."""
     if chunk:
-        head_loss.LOGITS_AT_ONCE, cross_entropy._CPU_CHUNK = chunk, chunk // 2
+        head_loss.LOGITS_AT_ONCE, row_parts._CPU_NUMBERS = chunk, chunk // 2
     axis = make_grid(tensor=dist.get_world_size()).tensor
     generator = torch.Generator().manual_seed(3)
     for entries in vocabularies:
@@ -84,7 +84,7 @@ def test_one_chunk_of_logits_is_there_at_a_time(monkeypatch):
     """The peak of forward and backward."""
     tokens, entries, chunk = 256, 1024, 1 << 16
     monkeypatch.setattr(head_loss, "LOGITS_AT_ONCE", chunk)
-    monkeypatch.setattr(cross_entropy, "_CPU_CHUNK", chunk // 16)
+    monkeypatch.setattr(row_parts, "_CPU_NUMBERS", chunk // 16)
     x, weight = torch.randn(1, tokens, 4, requires_grad=True), torch.randn(entries, 4, requires_grad=True)
     head, targets = head_loss.VocabularyHead(Axis(), 0, entries, False), torch.zeros(1, tokens, dtype=torch.int64)
     peak, _ = peak_bytes(lambda: head.mean_loss(x, weight, None, targets).backward())

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import megatron_ngpt
+from benchmarks.machine import peak_bytes
+from megatron_ngpt.parallel import row_parts
 from megatron_ngpt.parallel.grid import Axis
 from megatron_ngpt.parallel.linear import ColumnParallelLinear
-from megatron_ngpt.parallel.products import product
+from megatron_ngpt.parallel.products import fold, product, unfold_gradient
 from tests.records import record
 
 B, T, D, OUT = 3, 5, 16, 24
@@ -80,6 +82,24 @@ def test_bf16_errs_no_more_than_the_scale_on_the_product():
     unfolded = results(lambda x, weight, scale, _: scale.to(torch.bfloat16) * (x @ weight.t()), inputs)
     for found, plain in zip(errors(folded, exact), errors(unfolded, exact), strict=True):
         assert found < plain < 4e-3  # 2^-8: about one rounding to bf16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("numbers", [1, 5 * D, 1 << 17], ids=["a row", "parts that do not divide", "whole"])
+def test_rows_at_a_time_are_the_same_bits(dtype, numbers, monkeypatch):
+    monkeypatch.setattr(row_parts, "_CPU_NUMBERS", numbers)
+    _, weight, scale, _ = made(dtype)
+    grad = weight.flip(0) / 3
+    assert torch.equal(fold(weight, scale), (weight * scale.unsqueeze(1)).to(dtype))
+    grad_weight, grad_scale = unfold_gradient(grad, weight, scale)
+    assert torch.equal(grad_weight, (grad * scale.unsqueeze(1)).to(dtype))
+    assert torch.equal(grad_scale, (grad.float() * weight).sum(1))
+
+
+def test_folding_makes_no_second_weight():
+    weight, scale = torch.zeros(8192, 512, dtype=torch.bfloat16), torch.zeros(8192)
+    for work in (lambda: fold(weight, scale), lambda: unfold_gradient(weight, weight, scale)):
+        assert peak_bytes(work)[0] < 1.4 * weight.nbytes  # the result, the scale's gradient, and temporaries of some rows
 
 
 @pytest.mark.parametrize("tokens", [1, 100])
