@@ -37,7 +37,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
         x, weight, scale = ctx.saved_tensors
-        grad_x = input_gradient(grad, fold(weight, scale), ctx.transposed)
+        grad_x = input_gradient(grad, fold_again(weight, scale), ctx.transposed)
         grad_weight, grad_scale = unfold_gradient(weight_gradient(grad, x, ctx.transposed), weight, scale)
         return grad_x, grad_weight, grad_scale, None
 
@@ -68,6 +68,13 @@ def fold(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     for part, rows, factors in row_parts(folded, weight, scale):
         torch.mul(rows, factors.unsqueeze(1), out=part)
     return folded
+
+
+def fold_again(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """The same in backward. With the factors in the other order the compiler sees another product, and does not keep forward's instead."""
+    if scale is None or not torch.compiler.is_compiling():
+        return fold(weight, scale)
+    return (scale.unsqueeze(1) * weight).to(weight.dtype)
 
 
 def unfold_gradient(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 import megatron_ngpt
 from benchmarks.machine import peak_bytes
@@ -100,6 +101,17 @@ def test_folding_makes_no_second_weight():
     weight, scale = torch.zeros(8192, 512, dtype=torch.bfloat16), torch.zeros(8192)
     for work in (lambda: fold(weight, scale), lambda: unfold_gradient(weight, weight, scale)):
         assert peak_bytes(work)[0] < 1.4 * weight.nbytes  # the result, the scale's gradient, and temporaries of some rows
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_folded_weight_is_not_kept_for_backward(compiled):
+    x, weight, scale, given = (tensor.requires_grad_() for tensor in made(torch.bfloat16))
+    kept = {}
+    with saved_tensors_hooks(lambda tensor: kept.setdefault(tensor.data_ptr(), tensor), lambda tensor: tensor):
+        y = (torch.compile(product) if compiled else product)(x, weight, scale)
+    assert {tuple(t.shape) for at, t in kept.items() if at != weight.data_ptr()} <= {(B, T, D), (B * T, D), (OUT,), (OUT, 1)}
+    y.backward(given)
+    assert torch.equal(x.grad, given.detach() @ fold(weight.detach(), scale.detach()))
 
 
 @pytest.mark.parametrize("tokens", [1, 100])
