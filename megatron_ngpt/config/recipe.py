@@ -189,7 +189,7 @@ class Training(Section):
     log_every: Positive = Field(1, description="steps between lines of metrics.jsonl")
     output: Text = Field(description="run directory")
     recompute: Literal["none", "selective", "full"] = Field(
-        "none", description="selective: recompute what lies between products and attention; full: keep only each block's input"
+        "none", description="selective: recompute what takes no product or attention; full: keep only each block's input"
     )
     ffn_chunks: Positive = Field(1, description="parts of the sequence that go through the feed-forward one by one, recomputed; 1 = whole")
     offload_activations: bool = Field(False, description="keep the blocks' inputs in host memory (with recompute: full)")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from megatron_ngpt.model.blueprint import Blueprint
-from megatron_ngpt.model.recompute import selectively
+from megatron_ngpt.model.query_key import to_sphere
 from megatron_ngpt.model.rotary import rotate, score_factor
 from megatron_ngpt.model.scales import effective
 from megatron_ngpt.model.window import Window
@@ -16,7 +16,6 @@ from megatron_ngpt.parallel.document_attention import document_attention, ring_a
 from megatron_ngpt.parallel.linear import ColumnParallelLinear, RowParallelLinear, enter_region, leave_region
 from megatron_ngpt.parallel.placement import parameter
 from megatron_ngpt.parallel.ulysses import attention_by_heads
-from megatron_ngpt.sphere.geometry import inverse_norm
 
 
 class Past(Protocol):
@@ -89,13 +88,7 @@ class NormalizedAttention(Attention):
     def position(self, q_BTHK, k_BTGK, cos, sin) -> tuple[torch.Tensor, torch.Tensor]:
         """s_qk² ∘ Norm(rope(q)) and Norm(rope(k))."""
         squared_HK = effective(self.qk_scale).square().repeat_interleave(self.heads // self.groups, 0)
-        return selectively(self.blueprint, _on_sphere, q_BTHK, k_BTGK, cos, sin, squared_HK)
-
-
-def _on_sphere(q_BTHK, k_BTGK, cos, sin, squared_HK) -> tuple[torch.Tensor, torch.Tensor]:
-    q = rotate(q_BTHK, cos, sin) * inverse_norm(q_BTHK) * squared_HK
-    k = rotate(k_BTGK, cos, sin) * inverse_norm(k_BTGK)
-    return q.to(q_BTHK.dtype), k.to(k_BTGK.dtype)
+        return to_sphere(q_BTHK, cos, sin, squared_HK), to_sphere(k_BTGK, cos, sin, None)
 
 
 def causal_attention(q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor, scale: float) -> torch.Tensor:

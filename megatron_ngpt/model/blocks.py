@@ -15,7 +15,8 @@ from megatron_ngpt.model.scales import effective
 from megatron_ngpt.model.window import Window
 from megatron_ngpt.parallel.placement import parameter
 from megatron_ngpt.parallel.regions import copy_to_ranks
-from megatron_ngpt.sphere.geometry import lerp_step, slerp_step, unit
+from megatron_ngpt.sphere.geometry import slerp_step, unit
+from megatron_ngpt.sphere.steps import lerp_towards
 
 
 def shared_by_ranks(replica: torch.Tensor, blueprint: Blueprint) -> torch.Tensor:
@@ -65,19 +66,26 @@ class NormalizedBlock(Block):
         """The block's parts, called `name` in the table of parameters."""
         self.self_attn = NormalizedAttention(blueprint, f"{name}.self_attn")
         self.mlp = NormalizedFeedForward(blueprint, f"{name}.mlp")
-        self.move = {"lerp": lerp_step, "slerp": slerp_step}[blueprint.model.update]
 
     def step(self, h_BTD: torch.Tensor, window: Window, past: Past | None = None) -> torch.Tensor:
         """One block on h [B, T, D], which is on the sphere before and after."""
-        attended = self.self_attn(h_BTD, window, past)
-        h_BTD = selectively(self.blueprint, self._moved, h_BTD, attended, self._rates(self.self_attn.alpha))
-        return selectively(self.blueprint, self._moved, h_BTD, self.mlp(h_BTD), self._rates(self.mlp.alpha))
+        x_BTD = h_BTD.to(self.self_attn.q_proj.weight.dtype)
+        h_BTD = self._moved(h_BTD, self.self_attn(x_BTD, window, past), self._rates(self.self_attn.alpha), x_BTD)
+        x_BTD = h_BTD.to(x_BTD.dtype)
+        return self._moved(h_BTD, self.mlp(x_BTD), self._rates(self.mlp.alpha), x_BTD)
 
-    def _moved(self, h_BTD: torch.Tensor, target_BTD: torch.Tensor, rates_D: torch.Tensor) -> torch.Tensor:
-        return self.move(h_BTD, unit(target_BTD), rates_D).to(self.blueprint.residual_dtype)
+    def _moved(self, h_BTD: torch.Tensor, output_BTD: torch.Tensor, rates_D: torch.Tensor, x_BTD: torch.Tensor) -> torch.Tensor:
+        """One step from h, which the part's products read as `x`, towards what it put out."""
+        if self.blueprint.model.update == "lerp":
+            return lerp_towards(h_BTD, output_BTD, rates_D, x_BTD)
+        return selectively(self.blueprint, _slerp_towards, h_BTD, output_BTD, rates_D)
 
     def _rates(self, alpha: nn.Parameter) -> torch.Tensor:
         return shared_by_ranks(effective(alpha), self.blueprint)
+
+
+def _slerp_towards(h_BTD: torch.Tensor, output_BTD: torch.Tensor, rates_D: torch.Tensor) -> torch.Tensor:
+    return slerp_step(h_BTD, unit(output_BTD), rates_D).to(h_BTD.dtype)
 
 
 class BaselineBlock(Block):

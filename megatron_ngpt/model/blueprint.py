@@ -20,7 +20,7 @@ class Blueprint:
         sequence: activations between blocks are split along the sequence over the tensor ranks.
         context_kind: how attention spans context ranks: `ulysses` or `ring`.
         mask_documents: layers get, and pass on, each token's document.
-        recompute: `full` keeps only each block's input, `selective` what pointwise passes read; backward computes the rest.
+        recompute: `full` keeps only each block's input, `selective` what products put out; backward computes the rest.
         ffn_chunks: parts of the sequence that go through the feed-forward one after another.
         offload: what `full` keeps lies in host memory.
         compile: compile each block, the head and the loss.

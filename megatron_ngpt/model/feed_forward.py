@@ -3,12 +3,12 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from megatron_ngpt.model.blueprint import Blueprint
-from megatron_ngpt.model.recompute import recomputed, selectively
+from megatron_ngpt.model.recompute import made_again, recomputed
 from megatron_ngpt.model.scales import effective
+from megatron_ngpt.model.swiglu import swiglu
 from megatron_ngpt.parallel.linear import ColumnParallelLinear, RowParallelLinear, enter_region, leave_region
 from megatron_ngpt.parallel.placement import parameter
 
@@ -38,15 +38,11 @@ class FeedForward(nn.Module):
 
     def _hidden(self, x_BTD: torch.Tensor, up_scale: torch.Tensor | None, gate_scale: torch.Tensor | None) -> torch.Tensor:
         u_BTF, g_BTF = self.up_proj(x_BTD, up_scale), self.gate_proj(x_BTD, gate_scale)
-        return self.down_proj(selectively(self.blueprint, _gated, u_BTF, g_BTF))
+        return made_again(self.blueprint, self.down_proj, swiglu, u_BTF, g_BTF)
 
     def scales(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """What u and g are multiplied by, [F] each."""
         return None, None
-
-
-def _gated(u_BTF: torch.Tensor, g_BTF: torch.Tensor) -> torch.Tensor:
-    return u_BTF * F.silu(g_BTF)
 
 
 class NormalizedFeedForward(FeedForward):

@@ -1,12 +1,14 @@
 """What backward computes again instead of keeping it.
 
-Selective recomputation wraps the pointwise passes between products, attention and regions, each alone: so none of those is ever repeated,
-and a pass gets all it reads as arguments, as ZeRO-3 may have released the parameters when backward computes it again.
+Selective recomputation wraps pointwise passes between products, attention and regions, each alone: so none of those is ever repeated,
+and a pass gets all it reads as arguments, as ZeRO-3 may have released the parameters when backward computes it again. Passes that keep
+nothing but what they read anyway (`sphere/steps.py`, `query_key.py`, `swiglu.py`) need none of it.
 """
 
 from collections.abc import Callable
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from megatron_ngpt.model.blueprint import Blueprint
@@ -22,3 +24,20 @@ def selectively(blueprint: Blueprint, function: Callable, *inputs):
     if blueprint.recompute == "selective" and torch.is_grad_enabled():
         return recomputed(function, *inputs)
     return function(*inputs)
+
+
+def made_again(blueprint: Blueprint, use: Callable, function: Callable, *inputs: torch.Tensor):
+    """`use` of `function` of the inputs; where recomputation is selective it keeps the inputs, and backward makes its argument again."""
+    if torch.compiler.is_compiling() or blueprint.recompute != "selective" or not torch.is_grad_enabled():
+        return use(selectively(blueprint, function, *inputs))
+    made, kept = function(*inputs), [x.detach() for x in inputs]
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor | None:
+        return None if tensor.data_ptr() == made.data_ptr() else tensor
+
+    def unpack(tensor: torch.Tensor | None) -> torch.Tensor:
+        with torch.no_grad():
+            return function(*kept) if tensor is None else tensor
+
+    with saved_tensors_hooks(pack, unpack):
+        return use(made)

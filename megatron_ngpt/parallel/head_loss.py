@@ -30,6 +30,7 @@ class VocabularyHead:
 
     def __init__(self, axis: Axis, first: int, widest: int, compiled: bool):
         self.axis, self.first, self.passes = axis, first, cross_entropy.passes(compiled)
+        self.fold, self.unfold = (torch.compile(fold), torch.compile(unfold_gradient)) if compiled else (fold, unfold_gradient)
         self._tokens = max(1, LOGITS_AT_ONCE // widest)
         self.kept: list[torch.Tensor] | None = None
 
@@ -46,7 +47,7 @@ class VocabularyHead:
         self, x_BTD: torch.Tensor, weight_VD: torch.Tensor, scale_V: torch.Tensor | None, targets_BT: torch.Tensor
     ) -> torch.Tensor:
         """Each token's loss, nats, fp32 [B, T]; without gradients."""
-        folded = fold(weight_VD, scale_V)
+        folded = self.fold(weight_VD, scale_V)
         chunks = self.chunks(x_BTD.flatten(0, -2), targets_BT.flatten() - self.first)
         return torch.cat([self.losses(outputs(x, folded, False), targets)[0] for x, targets in chunks]).view(targets_BT.shape)
 
@@ -62,7 +63,7 @@ class VocabularyHead:
 class _MeanLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_ND, weight_VD, scale_V, targets_N, head: VocabularyHead) -> torch.Tensor:
-        folded, share, found = fold(weight_VD, scale_V), 1 / len(x_ND), []
+        folded, share, found = head.fold(weight_VD, scale_V), 1 / len(x_ND), []
         total, grad_x_ND, grad_folded = torch.zeros((), device=x_ND.device), torch.empty_like(x_ND), None
         for x, targets, grad_x in head.chunks(x_ND, targets_N, grad_x_ND):
             logits = outputs(x, folded, False)
@@ -79,7 +80,7 @@ class _MeanLoss(torch.autograd.Function):
             del logits  # before the next ones are made
         if head.kept is not None:
             head.kept.append(torch.cat(found))
-        ctx.save_for_backward(grad_x_ND, *unfold_gradient(grad_folded, weight_VD, scale_V))
+        ctx.save_for_backward(grad_x_ND, *head.unfold(grad_folded, weight_VD, scale_V))
         return total * share
 
     @staticmethod

@@ -62,8 +62,6 @@ def fold(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     """The weight with its rows scaled, in its dtype."""
     if scale is None:
         return weight
-    if torch.compiler.is_compiling():  # fuses the passes, and makes no copy in fp32
-        return (weight * scale.unsqueeze(1)).to(weight.dtype)
     folded = torch.empty_like(weight)
     for part, rows, factors in row_parts(folded, weight, scale):
         torch.mul(rows, factors.unsqueeze(1), out=part)
@@ -80,13 +78,12 @@ def fold_again(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor
 def unfold_gradient(
     grad_folded: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The gradients of the weight, in its dtype, and of the scale, fp32, from that of the folded weight."""
+    """The gradients of the weight, in its dtype, and of the scale, fp32, from that of the folded weight, which they may overwrite."""
     if scale is None:
         return grad_folded.to(weight.dtype), None
-    if torch.compiler.is_compiling():
-        return (grad_folded * scale.unsqueeze(1)).to(weight.dtype), (grad_folded.float() * weight).sum(1)
-    grad_weight, grad_scale = torch.empty_like(weight), torch.empty_like(scale, dtype=torch.float32)
+    grad_weight = grad_folded if grad_folded.dtype == weight.dtype else torch.empty_like(weight)
+    grad_scale = torch.empty_like(scale, dtype=torch.float32)
     for to_weight, to_scale, grad, rows, factors in row_parts(grad_weight, grad_scale, grad_folded, weight, scale):
-        torch.mul(grad, factors.unsqueeze(1), out=to_weight)
         torch.sum(grad.float() * rows, 1, out=to_scale)
+        torch.mul(grad, factors.unsqueeze(1), out=to_weight)
     return grad_weight, grad_scale

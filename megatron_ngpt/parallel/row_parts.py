@@ -1,14 +1,17 @@
 """Passes over large tensors some rows at a time, so that what they make in between is small, and on a CPU stays in its cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import torch
 
 _CPU_NUMBERS, _DEVICE_NUMBERS = 1 << 17, 1 << 26  # half a MiB in fp32: more, and glibc maps each temporary anew, a fault a page
 
 
-def row_parts(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Views of as many rows of the tensors [R, ...], side by side, as the first one's numbers allow."""
+def row_parts(*tensors: torch.Tensor) -> Iterable[tuple[torch.Tensor, ...]]:
+    """Views of as many rows of the tensors [R, ...], side by side, as the first one's numbers allow; all of them for the compiler, which
+    fuses the passes."""
+    if torch.compiler.is_compiling():
+        return [tensors]
     first = tensors[0]
     numbers = _CPU_NUMBERS if first.device.type == "cpu" else _DEVICE_NUMBERS
     rows = max(1, numbers // max(1, first[:1].numel()))

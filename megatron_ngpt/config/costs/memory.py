@@ -90,38 +90,35 @@ def block_bytes(share: Share) -> int:
     """What a block keeps for backward, bytes a token: what autograd saves of `model/blocks.py`, without compilation.
 
     * Inputs of the four column-parallel products and of their regions, in the weights' dtype, whole on every tensor rank.
-    * Of the residual stream in fp32, split along the sequence: for nGPT, for each of its two steps, the part's output before it is
-      normalised, its distance from h and their sum before it is normalised (slerp: nine); for the baseline, each norm's input and result.
-    * Queries, keys, values and the attention's result in the weights' dtype, split over the tensor ranks; for nGPT in fp32 too, three
-      times the queries and twice the keys, as normalising and scaling them needs, with their norms; the softmax's sum a head.
-    * u, g, silu(g) and their product; none of them where the feed-forward runs in chunks.
+    * Of the residual stream, split along the sequence: for nGPT, for each of its two steps, what the part put out, in the weights' dtype,
+      with two inverse norms, and h as the products read it where that is not their input itself (slerp: nine in fp32); for the baseline
+      in fp32 each norm's input and result.
+    * Queries, keys, values and the attention's result in the weights' dtype, split over the tensor ranks, for nGPT queries and keys as
+      they were before too; the softmax's sum a head.
+    * u, g and u silu(g); none of them where the feed-forward runs in chunks.
 
-    Selective recomputation keeps what the pointwise passes read: the residual stream before each, and what a part put out, in the weights'
-    dtype; for nGPT queries and keys as they were before; u, g and their product.
+    Selective recomputation leaves out u silu(g), of the baseline the norms' results, and of slerp all but what it reads.
     """
-    if share.recipe.training.recompute == "selective":
-        return _selective_bytes(share)
     model, width = share.recipe.model, share.width
-    ngpt = model.arch == "ngpt"
     queries, keys = model.heads * model.head_size, model.groups * model.head_size
-    streams, norms = (6, 8) if ngpt else (4, 2)
-    if ngpt and model.update == "slerp":
-        alias = width == _FP32 and not share.sequence  # then h is the input of the products, and counted there
-        streams, norms = (16 if alias else 18), 16
-    stream = _FP32 * (streams * model.hidden + norms) // (share.tensor if share.sequence else 1)
-    heads = width * (2 * queries + 2 * keys) + _FP32 * model.heads
-    if ngpt:
-        heads += _FP32 * (3 * queries + 2 * keys + 2 * (model.heads + model.groups))
+    again = queries + keys if model.arch == "ngpt" else 0
+    heads = width * (2 * queries + 2 * keys + again) + _FP32 * model.heads
+    stream = _stream_bytes(share) // (share.tensor if share.sequence else 1)
     return 2 * width * model.hidden + stream + heads // share.tensor + _kept_hidden(share)
 
 
-def _selective_bytes(share: Share) -> int:
-    model, width, ngpt = share.recipe.model, share.width, share.recipe.model.arch == "ngpt"
-    queries, keys = model.heads * model.head_size, model.groups * model.head_size
-    alias = ngpt and width == share.residual_width and not share.sequence  # then a product reads the stream itself
-    stream = model.hidden * (2 * (not alias) * share.residual_width + 2 * ngpt * width) // (share.tensor if share.sequence else 1)
-    heads = width * (2 * queries + 2 * keys + ngpt * (queries + keys)) + _FP32 * model.heads
-    return 2 * width * model.hidden + stream + heads // share.tensor + _kept_hidden(share)
+def _stream_bytes(share: Share) -> int:
+    """Of the residual stream, beside the products' inputs, before it is split."""
+    model, width = share.recipe.model, share.width
+    selective = share.recipe.training.recompute == "selective"
+    if model.arch == "ngpt" and model.update == "lerp":
+        return 2 * width * model.hidden * (2 if share.sequence else 1) + 4 * _FP32
+    ngpt, read = model.arch == "ngpt", share.residual_width if selective else _FP32
+    alias = ngpt and not share.sequence and width == read  # a product reads h itself
+    if selective:
+        return 2 * model.hidden * (read * (not alias) + width * ngpt)
+    streams, norms = (16 if alias else 18, 16) if ngpt else (4, 2)
+    return _FP32 * (streams * model.hidden + norms)
 
 
 def _kept_hidden(share: Share) -> int:
@@ -130,7 +127,7 @@ def _kept_hidden(share: Share) -> int:
 
 def _hidden_bytes(share: Share) -> int:
     """What the feed-forward keeps of its hidden vectors, bytes a token."""
-    kept = 3 if share.recipe.training.recompute == "selective" else 4
+    kept = 2 if share.recipe.training.recompute == "selective" else 3
     return kept * share.width * share.recipe.model.ffn_size // share.tensor
 
 
