@@ -31,9 +31,10 @@ def made_again(blueprint: Blueprint, use: Callable, function: Callable, *inputs:
     if torch.compiler.is_compiling() or blueprint.recompute != "selective" or not torch.is_grad_enabled():
         return use(selectively(blueprint, function, *inputs))
     made, kept = function(*inputs), [x.detach() for x in inputs]
+    place = made.data_ptr()  # hooks that knew `made` itself would keep it
 
     def pack(tensor: torch.Tensor) -> torch.Tensor | None:
-        return None if tensor.data_ptr() == made.data_ptr() else tensor
+        return None if tensor.data_ptr() == place else tensor
 
     def unpack(tensor: torch.Tensor | None) -> torch.Tensor:
         with torch.no_grad():
