@@ -14,9 +14,9 @@
 # The ranks get OMP_*, GLOO_*, NCCL_*, TORCH_*, DS_ACCELERATOR and LC_ALL of this shell, the lines of .deepspeed_env (of the home
 # directory, then of this one; DS_ENV_FILE names another), and NGPT_RESTART, how often this command has started them again.
 #
-# Exit status: 0 trained to the end; 2 a mistake that a second start would meet again; 75 stopped with a checkpoint by SIGTERM, SIGUSR1 or
-# SIGINT to this script. After any other end it starts the same command again, and the run continues from its newest checkpoint; who gives up
-# ends with the run's status.
+# Exit status: 0 trained to the end; 2 a mistake that a second start would meet again; 75 stopped with a checkpoint by SIGTERM, SIGUSR1, SIGINT
+# or SIGHUP to this script, which ends when the ranks have saved; a second signal is not waited for. After any other end it starts the same
+# command again, and the run continues from its newest checkpoint; who gives up ends with the run's status.
 set -uo pipefail
 
 usage() { sed -n '2,22s/^# \{0,1\}//p' "$0"; }
@@ -64,12 +64,12 @@ write_environment() {
 
 stopped=""
 stop() { stopped=yes; [ -z "${child:-}" ] || kill -TERM "$child" 2> /dev/null; }
-trap stop TERM INT USR1
+trap stop TERM INT USR1 HUP
 
 # In the background, so that a signal reaches this script at once; `wait` returns early when one does.
 run() {
   "$@" &
-  child=$!
+  child=$! last=$!
   wait "$child"
   status=$?
   while kill -0 "$child" 2> /dev/null; do wait "$child"; status=$?; done
@@ -90,22 +90,39 @@ if [ "$preflight" = yes ] && [ "$ssh" = yes ]; then
   [ -z "$stopped" ] || exit 75
   [ "$status" = 0 ] || exit "$status"
 fi
+# Ranks outlive their launcher, and save. One that was killed leaves pdsh and its ssh behind: told to end, they end the ranks' sessions, and the
+# ranks stop with a checkpoint.
+end_leftovers() {
+  for process in $(pgrep -g "$1"); do pkill -TERM -P "$process"; done   # each ssh has a group of its own
+  pkill -TERM -g "$1"
+}
+
+# Whether nobody had the run directory any more; waits until it is so.
+free() {
+  run python "$here/run_directory.py" free "$@"
+  [ "$status" = 0 ]
+}
+
 # The ranks count restarts themselves, and refuse one too many with status 2; this count ends a launcher that starts no ranks.
-in_vain=0 newest=$(python "$here/newest_checkpoint.py" "$@") || exit
+in_vain=0 newest=$(python "$here/run_directory.py" newest "$@") || exit
 for ((restart = 0; ; restart++)); do
   write_environment "$restart"
-  run "${start[@]}" "$here/pretrain.py" "$@"
-  [ -z "$stopped" ] || exit 75
-  case $status in
-    0 | 2 | 75) exit "$status" ;;
+  run setsid "${start[@]}" "$here/pretrain.py" "$@"   # a process group of its own
+  ended=$status
+  [ -z "$stopped" ] || { free "$@"; exit 75; }
+  case $ended in
+    0) free "$@" && exit 0; ended=137 ;;   # of a pdsh that was killed, deepspeed says that all went well
+    2 | 75) exit "$ended" ;;
+    12[89] | 1[3-8]?) [ "$ssh" = no ] || end_leftovers "$last"; free "$@" ;;   # killed by a signal
   esac
-  before=$newest newest=$(python "$here/newest_checkpoint.py" "$@")
+  [ -z "$stopped" ] || exit 75
+  before=$newest newest=$(python "$here/run_directory.py" newest "$@")
   [ "$newest" = "$before" ] && in_vain=$((in_vain + 1)) || in_vain=0
   if [ "$in_vain" -gt "$restarts" ]; then
-    echo "$restarts restarts without a new checkpoint: the run ended with status $status, its logs tell why; not started again" >&2
-    exit "$status"
+    echo "$restarts restarts without a new checkpoint: the run ended with status $ended, its logs tell why; not started again" >&2
+    exit "$ended"
   fi
-  echo "the run ended with status $status at checkpoint $newest; it is started again in $pause seconds (restart $((restart + 1)))" >&2
+  echo "the run ended with status $ended at checkpoint $newest; it is started again in $pause seconds (restart $((restart + 1)))" >&2
   run sleep "$pause"
   [ -z "$stopped" ] || exit 75
 done

@@ -33,7 +33,7 @@ def configure_logging(output: Path, rank: int) -> Iterator[TextIO]:
     saved = {number: os.dup(number) for number in STANDARD_STREAMS}
     encoding = getattr(sys.stdout, "encoding", None)
     file = path.open("a", encoding="utf-8", buffering=1)
-    with os.fdopen(os.dup(saved[1]), "w", buffering=1, encoding=encoding, errors="replace") as console:
+    with _terminal(os.dup(saved[1]), encoding) as console:
         for number in STANDARD_STREAMS:
             os.dup2(file.fileno(), number)
         handler = _attach(file)
@@ -52,6 +52,17 @@ def configure_logging(output: Path, rank: int) -> Iterator[TextIO]:
                 os.close(copy)
             with suppress(OSError):  # what a full disk did not take is lost to the log, and is no reason to fail
                 file.close()
+
+
+@contextmanager
+def _terminal(descriptor: int, encoding: str | None) -> Iterator[TextIO]:
+    """A stream to the person, who may not be there any more when it is closed."""
+    console = os.fdopen(descriptor, "w", buffering=1, encoding=encoding, errors="replace")
+    try:
+        yield console
+    finally:
+        with suppress(OSError):
+            console.close()
 
 
 def _attach(file: TextIO) -> logging.Handler:

@@ -1,6 +1,7 @@
 """What a person sees while long work goes on: a bar on a terminal; of a run, a plain line now and then anywhere else."""
 
 import time
+from contextlib import suppress
 from typing import TextIO
 
 from rich.console import Console
@@ -33,12 +34,20 @@ class Pace:
         return (now - since) / (step - first) * (self._steps - step)
 
 
+class _Terminal(Console):
+    """What is to be shown where nobody reads any more is lost, and ends nothing; rich itself would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class ProgressView:
-    """Shows step, loss, speed and time left of a run of `steps` steps that continues after `start_step`."""
+    """Shows step, loss, speed and time left of a run of `steps` steps that continues after `start_step`. A terminal or a pipe may go away
+    meanwhile."""
 
     def __init__(self, steps: int, start_step: int, stream: TextIO):
         self._steps = steps
-        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._console = _Terminal(file=stream, highlight=False, soft_wrap=True)
         self._last_line = -SECONDS_BETWEEN_LINES
         self._bar = None
         if self._console.is_terminal:
@@ -65,12 +74,14 @@ class ProgressView:
 
     def message(self, text: str) -> None:
         """A line above the bar."""
-        self._console.print(text, markup=False)
+        with suppress(OSError):
+            self._console.print(text, markup=False)
 
     def close(self) -> None:
         """Leave the bar as it stands."""
-        if self._bar:
-            self._bar.stop()
+        with suppress(OSError):
+            if self._bar:
+                self._bar.stop()
 
 
 def _time_left(seconds: float | None) -> str:

@@ -4,6 +4,7 @@ DeepSpeed's launcher runs on this host alone, with a warning that `--quiet` hide
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from megatron_ngpt.checkpoint.ownership import start_of
 
 OPTIONS = ("--hostfile", "-H")
+SESSIONS = ("sshd: ", "sshd-session: ")  # how an ssh server calls the processes of one
 LAUNCHERS = ("deepspeed", "ds", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run")
 
 
@@ -52,13 +54,15 @@ def _option(words: list[str]) -> str | None:
 def launchers() -> list[tuple[int, int | None]]:
     """The launchers above this process, each a process with its start: while ranks train, one that ends takes nobody with it.
 
-    The processes of `deepspeed` and torchrun only: a shell may end, and what it started go on. Looked up once, as early as possible.
+    The processes of `deepspeed` and torchrun, and of the ssh session that they were started in, unless nohup keeps them from its end. A
+    shell may end, and what it started go on. Looked up once, as early as possible.
     """
-    found = []
+    found, attached = [], signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
     for process, words, _ in _above():
-        if _program(words) not in LAUNCHERS:
+        if _program(words) in LAUNCHERS or (attached and words[0].startswith(SESSIONS)):
+            found.append((process, start_of(process)))
+        elif words[1:2] != ["-c"]:  # a shell may lie between ssh and its command
             break
-        found.append((process, start_of(process)))
     return found
 
 

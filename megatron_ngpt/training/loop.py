@@ -1,7 +1,7 @@
 """The training loop: batches in, updates, evaluation, checkpoints, a clean stop; what it learns goes to the monitor."""
 
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -232,7 +232,8 @@ class Trainer:
         if self.monitor:
             self.monitor.message(line)
         elif self.grid.world.first:
-            print(line, file=self.console, flush=True)
+            with suppress(OSError):  # a terminal that has gone away
+                print(line, file=self.console, flush=True)
 
     def _save(self, final: bool) -> None:
         """Begin a checkpoint of this step; one still under way is waited for first. The `final` one waits for room on a full disk."""

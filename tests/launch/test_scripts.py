@@ -85,6 +85,46 @@ def test_a_signal_to_the_loop_reaches_the_launcher_and_ends_both(stage):
     assert process.wait(60) == 75 and stage.calls()[-1] == "stopped" and len(stage.calls()) == 2
 
 
+OWNER = """
+import sys, time
+from pathlib import Path
+from megatron_ngpt.checkpoint.ownership import claim
+run = claim(Path(sys.argv[1]), "job")
+Path(sys.argv[1], "owned").touch()
+while not Path(sys.argv[1], "told").exists():
+    time.sleep(0.05)
+time.sleep(1)
+Path(sys.argv[1], "saved").touch()
+run.release()
+"""
+
+
+@pytest.mark.parametrize(("how", "status", "starts"), [("SIGTERM to the loop", 75, 1), ("SIGKILL of deepspeed", 0, 2), ("of pdsh", 0, 2)])
+def test_the_loop_waits_until_ranks_that_outlive_their_launcher_have_saved(stage, how, status, starts):
+    """The stand-in's rank is told to stop by what is left of the launcher, or left to itself; a second start finds nothing to do."""
+    run = stage.folder / "run"
+    (stage.folder / "owner.py").write_text(OWNER)
+    rank = f"PYTHONPATH={REPOSITORY} setsid python {stage.folder}/owner.py {run} & until [ -e {run}/owned ]; do sleep 0.1; done"
+    pdsh = f"trap 'touch {run}/told; exit 1' TERM; while true; do sleep 0.1; done"
+    body = {
+        "SIGTERM to the loop": f"touch {stage.folder}/ready; {pdsh}",
+        "SIGKILL of deepspeed": f"({pdsh}) & sleep 1; kill -KILL $$",
+        "of pdsh": "exit 0",
+    }
+    stage.stand_in("deepspeed", f"[ ! -e {run}/saved ] || exit 0; {rank}; {body[how]}")
+    process = stage.start(*LOOP)
+    if status:
+        until = time.monotonic() + 60
+        while not (stage.folder / "ready").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+    if how == "of pdsh":
+        assert "is still used by" in process.stderr.readline()
+        (run / "told").touch()
+    assert process.wait(120) == status and (run / "saved").exists() and len(stage.calls()) == starts
+
+
 @pytest.mark.parametrize(("status", "restart", "requeued"), [(0, 0, False), (2, 0, False), (75, 0, True), (1, 2, True), (1, 3, False)])
 def test_slurm_requeues_what_can_go_on(stage, status, restart, requeued):
     stage.stand_in("srun", f"exit {status}")

@@ -13,7 +13,8 @@ import pytest
 from tests.distributed.ranks import train
 from tests.faults.runs import lines
 from tests.multinode.hosts import hosts_of
-from tests.multinode.struck import ENDING, SURVIVED, Outcome, Struck, all_asked_to_stop, strike, table
+from tests.multinode.strikes import ENDING, SURVIVED, Outcome, all_asked_to_stop, strike, table
+from tests.multinode.struck import Struck
 
 MINUTES = float(os.environ.get("NGPT_SOAK_MINUTES", "60"))
 SEED = int(os.environ.get("NGPT_SOAK_SEED", "1"))

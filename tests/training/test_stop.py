@@ -158,6 +158,22 @@ def test_the_end_of_any_launcher_above_is_seen(tmp_path, chain):
         process.wait()
 
 
+CHAIN = [["python", "-m", "deepspeed.launcher.launch"], ["sh", "-c", "cd x; python"], ["sshd: me@notty"], ["sshd: me [priv]"], ["bash"]]
+
+
+@pytest.mark.parametrize(("ignored", "found"), [(False, [1, 3, 4]), (True, [1])])
+def test_an_ssh_session_is_a_launcher_unless_nohup_keeps_its_ranks(monkeypatch, ignored, found):
+    """pdsh starts DeepSpeed's launcher through ssh: when they are killed, ranks on other hosts see the session's end alone."""
+    monkeypatch.setattr(launcher, "_above", lambda: [(1 + k, words, Path("/")) for k, words in enumerate(CHAIN)])
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    launcher.launchers.cache_clear()
+    try:
+        assert [process for process, _ in launcher.launchers()] == found
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        launcher.launchers.cache_clear()
+
+
 def launcher_ends():
     told = []
     launcher.launchers.cache_clear()
