@@ -78,7 +78,7 @@ class NormalizedBlock(Block):
         """One step from h, which the part's products read as `x`, towards what it put out."""
         if self.blueprint.model.update == "lerp":
             return lerp_towards(h_BTD, output_BTD, rates_D, x_BTD)
-        return selectively(self.blueprint, _slerp_towards, h_BTD, output_BTD, rates_D)
+        return recomputed(_slerp_towards, h_BTD, output_BTD, rates_D)
 
     def _rates(self, alpha: nn.Parameter) -> torch.Tensor:
         return shared_by_ranks(effective(alpha), self.blueprint)

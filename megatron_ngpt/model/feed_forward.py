@@ -32,8 +32,7 @@ class FeedForward(nn.Module):
         if self.chunks == 1:
             y_BTD = self._hidden(x_BTD, up_scale, gate_scale)
         else:
-            run = recomputed if torch.is_grad_enabled() else (lambda function, *inputs: function(*inputs))
-            y_BTD = torch.cat([run(self._hidden, x, up_scale, gate_scale) for x in x_BTD.chunk(self.chunks, 1)], 1)
+            y_BTD = torch.cat([recomputed(self._hidden, x, up_scale, gate_scale) for x in x_BTD.chunk(self.chunks, 1)], 1)
         return leave_region(y_BTD, self.axis, self.sequence)
 
     def _hidden(self, x_BTD: torch.Tensor, up_scale: torch.Tensor | None, gate_scale: torch.Tensor | None) -> torch.Tensor:

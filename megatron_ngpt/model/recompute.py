@@ -16,14 +16,14 @@ from megatron_ngpt.model.blueprint import Blueprint
 
 def recomputed(function: Callable, *inputs):
     """`function` of the inputs, of which only these are kept for backward."""
+    if not torch.is_grad_enabled():
+        return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def selectively(blueprint: Blueprint, function: Callable, *inputs):
     """`function` of the inputs, recomputed where recomputation is selective."""
-    if blueprint.recompute == "selective" and torch.is_grad_enabled():
-        return recomputed(function, *inputs)
-    return function(*inputs)
+    return recomputed(function, *inputs) if blueprint.recompute == "selective" else function(*inputs)
 
 
 def made_again(blueprint: Blueprint, use: Callable, function: Callable, *inputs: torch.Tensor):

@@ -91,13 +91,13 @@ def block_bytes(share: Share) -> int:
 
     * Inputs of the four column-parallel products and of their regions, in the weights' dtype, whole on every tensor rank.
     * Of the residual stream, split along the sequence: for nGPT, for each of its two steps, what the part put out, in the weights' dtype,
-      with two inverse norms, and h as the products read it where that is not their input itself (slerp: nine in fp32); for the baseline
-      in fp32 each norm's input and result.
+      with two inverse norms, and h as the products read it where that is not their input itself (slerp: h itself, no norms); for the
+      baseline in fp32 each norm's input and result.
     * Queries, keys, values and the attention's result in the weights' dtype, split over the tensor ranks, for nGPT queries and keys as
       they were before too; the softmax's sum a head.
     * u, g and u silu(g); none of them where the feed-forward runs in chunks.
 
-    Selective recomputation leaves out u silu(g), of the baseline the norms' results, and of slerp all but what it reads.
+    Selective recomputation leaves out u silu(g), and of the baseline the norms' results.
     """
     model, width = share.recipe.model, share.width
     queries, keys = model.heads * model.head_size, model.groups * model.head_size
@@ -109,16 +109,13 @@ def block_bytes(share: Share) -> int:
 
 def _stream_bytes(share: Share) -> int:
     """Of the residual stream, beside the products' inputs, before it is split."""
-    model, width = share.recipe.model, share.width
-    selective = share.recipe.training.recompute == "selective"
-    if model.arch == "ngpt" and model.update == "lerp":
-        return 2 * width * model.hidden * (2 if share.sequence else 1) + 4 * _FP32
-    ngpt, read = model.arch == "ngpt", share.residual_width if selective else _FP32
-    alias = ngpt and not share.sequence and width == read  # a product reads h itself
-    if selective:
-        return 2 * model.hidden * (read * (not alias) + width * ngpt)
-    streams, norms = (16 if alias else 18, 16) if ngpt else (4, 2)
-    return _FP32 * (streams * model.hidden + norms)
+    model, width, read = share.recipe.model, share.width, share.residual_width
+    if model.arch == "gpt":
+        return 2 * model.hidden * read if share.recipe.training.recompute == "selective" else _FP32 * (4 * model.hidden + 2)
+    if model.update == "slerp":
+        alias = not share.sequence and width == read  # a product reads h itself
+        return 2 * model.hidden * (width + read * (not alias))
+    return 2 * width * model.hidden * (2 if share.sequence else 1) + 4 * _FP32
 
 
 def _kept_hidden(share: Share) -> int:
