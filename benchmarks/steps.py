@@ -3,7 +3,8 @@
     python -m benchmarks.steps [--rounds N] [--shapes ...] [--dtypes ...] [--output FILE.json]
 
 A step is forward, loss, backward, AdamW on fp32 masters, renormalisation (nGPT), and the copy back to the weights. In every round each
-variant makes one step, so that a slow minute of the machine hits all alike; the table gives medians, and ratios as medians over rounds.
+kind makes one step, eager in the first rounds and compiled in later ones, so that a slow minute of the machine hits all alike; the table
+gives medians, and ratios as medians over rounds.
 """
 
 import argparse
@@ -27,8 +28,10 @@ from megatron_ngpt.sphere.renormalise import Renormaliser
 SHAPES = {  # hidden, layers, heads, context, sequences, vocabulary
     "512x4": (512, 4, 8, 1024, 2, 16384),
     "1024x2": (1024, 2, 16, 1024, 2, 16384),
+    "2048x2": (2048, 2, 32, 1024, 2, 16384),
 }
 KINDS = ("ngpt", "gpt", "llama")
+MODES = ("eager", "compiled")
 
 
 def our_model(arch: str, shape: tuple, compiled: bool) -> tuple[Decoder, Callable]:
@@ -94,18 +97,14 @@ class Variant:
         return time.perf_counter() - start
 
 
-def measure(shape_name: str, dtype_name: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each variant's steps, by `kind eager|compiled`, round by round."""
+def measure(shape_name: str, dtype_name: str, mode: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each kind's steps in a mode, by `kind mode`, round by round."""
     shape, dtype = SHAPES[shape_name], getattr(torch, dtype_name)
-    variants = {
-        f"{kind} {'compiled' if compiled else 'eager'}": Variant(kind, shape, compiled, dtype)
-        for compiled in (False, True)
-        for kind in KINDS
-    }
+    variants = {f"{kind} {mode}": Variant(kind, shape, mode == "compiled", dtype) for kind in KINDS}
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, shape[5], (shape[4], shape[3] + 1), generator=generator)
     times = {name: [] for name in variants}
-    for number in track(range(-2, rounds), description=f"{shape_name} {dtype_name}", transient=True):
+    for number in track(range(-2, rounds), description=f"{shape_name} {dtype_name} {mode}", transient=True):
         for name, variant in variants.items():
             seconds = variant.step(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
             if number >= 0:  # the rounds before compile and warm up
@@ -138,8 +137,9 @@ def main() -> None:
     result = {}
     for shape in options.shapes:
         for dtype in options.dtypes:
-            times = result[f"{shape} {dtype}"] = measure(shape, dtype, options.rounds)
-            for mode in ("eager", "compiled"):
+            times = result[f"{shape} {dtype}"] = {}
+            for mode in MODES:
+                times |= measure(shape, dtype, mode, options.rounds)
                 print(row(shape, dtype, mode, times), flush=True)
             torch._dynamo.reset()
     write(options.output, {"seconds": result})
