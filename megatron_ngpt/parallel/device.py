@@ -58,6 +58,7 @@ def start_process_group(device: torch.device, say: Say, meeting: timedelta = MEE
         store = meet(rank, world, meeting, say)
         # Without `device_id`: with it nccl makes a group by splitting the world, in which every rank must take part for every group.
         dist.init_process_group(backend(device), store=store, rank=rank, world_size=world, timeout=collectives)
-    # On a CPU DeepSpeed would first compile an all-reduce through shared memory, for a minute, that only its inference uses.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Its own kernels, none of which training uses: it would compile test programs to find out which there could be, and then, on a CPU, an
+    # all-reduce through shared memory, for a minute.
+    deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(backend(device), auto_mpi_discovery=False, verbose=False)

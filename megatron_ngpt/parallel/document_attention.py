@@ -33,7 +33,7 @@ class Documents:
         return max(stop - start for runs in self.runs for start, stop in runs)
 
 
-@torch._dynamo.disable
+@torch._disable_dynamo
 def ring_attention(
     q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor, scale: float, axis: Axis, documents: Documents | None
 ) -> torch.Tensor:
@@ -41,7 +41,7 @@ def ring_attention(
     return attention_in_blocks(q_BTHK, k_BTGK, v_BTGK, scale, axis, documents and documents.runs)
 
 
-@torch._dynamo.disable
+@torch._disable_dynamo
 def document_attention(
     q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor, scale: float, documents: Documents
 ) -> torch.Tensor:

@@ -12,7 +12,8 @@
 | `heads_to_sequence` | all-to-all: slices of heads become slices of sequence | the reverse all-to-all |
 
 All take `x` of shape [batch, sequence, hidden] (`copy_to_ranks` and `reduce_from_ranks`: any shape) and the tensor `Axis`;
-on an axis of one rank all return `x` itself. Dynamo does not look inside: a compiled block breaks here, on purpose.
+on an axis of one rank all return `x` itself. Dynamo does not look inside: a compiled block breaks here, on purpose
+(`torch._disable_dynamo`: unlike `torch._dynamo.disable` it does not load the compiler before the first call).
 """
 
 from collections.abc import Callable
@@ -92,7 +93,7 @@ def _region(forward_move: Move, backward_move: Move, doc: str) -> Move:
             return x
         return cross(x, axis)
 
-    @torch._dynamo.disable
+    @torch._disable_dynamo
     def cross(x: torch.Tensor, axis: Axis) -> torch.Tensor:
         return _Region.apply(x, axis, forward_move, backward_move)
 

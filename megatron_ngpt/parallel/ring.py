@@ -17,7 +17,7 @@ from megatron_ngpt.parallel.grid import Axis
 _ALONE = Axis()
 
 
-@torch._dynamo.disable
+@torch._disable_dynamo
 def attention_in_blocks(
     q_BTHK: torch.Tensor,
     k_BTGK: torch.Tensor,

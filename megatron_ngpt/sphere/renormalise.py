@@ -6,7 +6,9 @@ the local sum of squares, for cut rows one reduction of those partial sums over 
 No weight is gathered. `rows.py` says what travels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -37,7 +39,7 @@ class Renormaliser:
     """
 
     def __init__(self, shards: dict[str, Shard], grid: RankGrid, optimizer=None, compiled: bool = False):
-        self._rescale = _compiled_rescale if compiled else _rescale_in_chunks
+        self._rescale = _compiled() if compiled else _rescale_in_chunks
         self.rows: SphereRows = sphere_rows(shards, grid)
         self._buffers = stepped_buffers(optimizer)
 
@@ -92,12 +94,17 @@ def _errors(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     return worst.nan_to_num_(nan=torch.inf, posinf=torch.inf)
 
 
-@torch.compile(dynamic=True)
-def _compiled_rescale(rows: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+def _rescale(rows: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
     """Divide every row by its length, in place, unless all are to `keep` theirs; returns the lengths before, [rows, 1]."""
     norms = rows.square().sum(1, keepdim=True).sqrt().clamp_min(_SMALLEST)
     rows.div_(norms if keep is None else torch.where(keep, 1.0, norms))
     return norms
+
+
+@cache
+def _compiled() -> Callable[..., torch.Tensor]:
+    """`_rescale` in one pass; made when first asked for, since the compiler takes half a second to import."""
+    return torch.compile(_rescale, dynamic=True)
 
 
 def _rescale_in_chunks(rows: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
