@@ -15,11 +15,12 @@
 # directory, then of this one; DS_ENV_FILE names another), and NGPT_RESTART, how often this command has started them again.
 #
 # Exit status: 0 trained to the end; 2 a mistake that a second start would meet again; 75 stopped with a checkpoint by SIGTERM, SIGUSR1, SIGINT
-# or SIGHUP to this script, which ends when the ranks have saved; a second signal is not waited for. After any other end it starts the same
-# command again, and the run continues from its newest checkpoint; who gives up ends with the run's status.
+# or SIGHUP to this script, which ends when the ranks have saved (a second signal does not wait), or without ssh by the end of one host's
+# launcher. After any other end it starts the same command again, and the run continues from its newest checkpoint; who gives up ends with the
+# run's status.
 set -uo pipefail
 
-usage() { sed -n '2,22s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,23s/^# \{0,1\}//p' "$0"; }
 
 launcher=pdsh launcher_args="" pause=20 restarts=5 preflight=yes ssh=yes node_rank="" meeting=() master="" port=29500
 while [[ ${1:-} == -* ]]; do
@@ -111,9 +112,12 @@ for ((restart = 0; ; restart++)); do
   ended=$status
   [ -z "$stopped" ] || { free "$@"; exit 75; }
   case $ended in
-    0) free "$@" && exit 0; ended=137 ;;   # of a pdsh that was killed, deepspeed says that all went well
+    0) { [ "$ssh" = no ] || free "$@"; } && exit 0; ended=137 ;;   # of a pdsh that was killed, deepspeed says that all went well
     2 | 75) exit "$ended" ;;
-    12[89] | 1[3-8]?) [ "$ssh" = no ] || end_leftovers "$last"; free "$@" ;;   # killed by a signal
+    12[89] | 1[3-8]?)   # killed by a signal
+      [ "$ssh" = no ] || end_leftovers "$last"
+      free "$@"
+      [ "$ssh" = yes ] || exit 75 ;;   # as the other hosts' ranks have told their loops
   esac
   [ -z "$stopped" ] || exit 75
   before=$newest newest=$(python "$here/run_directory.py" newest "$@")
