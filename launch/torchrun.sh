@@ -20,5 +20,8 @@ shift 3
 [[ $first == *:* ]] || first=$first:29400
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# Ranks meet at a new port after every restart. At the agents' common one they would take an attempt for another: each agent counts those alone
+# in which its own ranks failed.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec torchrun --nnodes "$nodes" --nproc_per_node "$ranks" --max_restarts "${NGPT_MAX_RESTARTS:-10}" --rdzv_id "${NGPT_RUN_ID:-ngpt}" \
   --rdzv_backend c10d --rdzv_endpoint "$first" "$here/pretrain.py" "$@"

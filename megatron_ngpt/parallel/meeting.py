@@ -36,8 +36,9 @@ def meet(rank: int, world: int, timeout: timedelta, say: Say) -> dist.Store:
     whom = "rank 0" if rank else "an answer"
     with _told(say, f"rank {rank} of {world} waits for {whom} at {address}, {limit}"):
         store = _store(rank, world, timeout, address)
-    # Under torchrun the store outlives a failed attempt.
-    store = dist.PrefixStore(f"meeting/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    # An agent's store outlives a failed attempt. On several hosts each agent counts attempts by itself, and none may share its store.
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] if _from_agent() else "0"
+    store = dist.PrefixStore(f"meeting/{attempt}", store)
     own = secrets.token_hex(8)
     if _from_agent():
         store.set(str(rank), own)

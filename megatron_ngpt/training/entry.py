@@ -99,8 +99,7 @@ def main(argv: list[str]) -> int:
 
 def own(output: Path, place: Place) -> Ownership | None:
     """Make the run directory this run's own, on rank 0; the others look whether it can be. Raises ConfigError if another run has it."""
-    names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
-    job = "/".join([*(os.environ.get(name, "") for name in names), str(place.world)])
+    job = "/".join([*(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")), str(place.world)])
     if place.rank:
         check_free(output, job)
         return None

@@ -16,7 +16,7 @@ from tests.multinode.befall import environment, unhurried
 from tests.multinode.hosts import ENVIRONMENT, VARIABLES, Hosts, hosts_of
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.usefixtures("in_repository")]
-STEPS = 160
+STEPS = 120
 OPTIONS = ["--checkpoint.every=10", "--deepspeed=ds_configs/zero1.json", "--schedule.kind=constant", f"--training.steps={STEPS}"]
 
 
@@ -44,7 +44,7 @@ class Agents:
         """Ranks and first step of every start."""
         return [(int(event["layout"].split()[0]), event["step"]) for event in read_events(self.output) if event["event"] == "start"]
 
-    def until(self, there: Callable[[], bool], seconds: float = 240) -> None:
+    def until(self, there: Callable[[], bool], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not there():
             assert time.monotonic() < deadline, f"{self.starts()}\n{self.shown.read_text(errors='replace')[-8000:]}"

@@ -28,7 +28,7 @@ from tests.multinode.strikes import (
 from tests.multinode.struck import Struck
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800), pytest.mark.usefixtures("in_repository")]
-STEPS = 240
+STEPS = 160
 OPTIONS = ["--checkpoint.every=10", "--deepspeed=ds_configs/zero1.json", "--schedule.kind=constant", f"--training.steps={STEPS}"]
 RUNS = {
     "ranks": (worker_killed, worker_stopped, launcher_killed, deepspeed_killed, all_asked_to_stop),
@@ -48,7 +48,7 @@ def hosts() -> Iterator[Hosts]:
 def undisturbed(corpus, tmp_path_factory) -> list[dict]:
     """The lines of the same two ranks on one host."""
     output = tmp_path_factory.mktemp("undisturbed") / "run"
-    train(2, [str(corpus / "recipe.yaml"), *OPTIONS], output)
+    train(2, [str(corpus / "recipe.yaml"), *OPTIONS], output, seconds=400)
     return lines(output)
 
 
