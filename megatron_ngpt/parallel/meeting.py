@@ -37,7 +37,7 @@ def meet(rank: int, world: int, timeout: timedelta, say: Say) -> dist.Store:
     with _told(say, f"rank {rank} of {world} waits for {whom} at {address}, {limit}"):
         store = _store(rank, world, timeout, address)
     # An agent's store outlives a failed attempt. On several hosts each agent counts attempts by itself, and none may share its store.
-    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] if _from_agent() else "0"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if _from_agent() else "0"
     store = dist.PrefixStore(f"meeting/{attempt}", store)
     own = secrets.token_hex(8)
     if _from_agent():
