@@ -98,3 +98,10 @@ def test_what_torchruns_agent_kept_of_a_rank_does_not_refuse_the_same_rank(port,
     agent = meeting.dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     assert agent and meeting.meet(0, 1, SOON, print) and meeting.meet(0, 1, SOON, print)
+
+
+def test_where_no_agent_has_the_store_its_count_of_restarts_names_nothing(port, monkeypatch):
+    """When a host is lost, those that are left may have counted differently."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "3")
+    store = meeting.meet(0, 1, SOON, print)
+    assert store and meeting.dist.TCPStore("127.0.0.1", port, is_master=False).check(["meeting/0/0"])
