@@ -63,7 +63,7 @@ TRAINING = (
     Metric("seconds_left", "s", "by the mean time of a step since the run started, evaluations and checkpoints included",
            "2 pace/seconds_left"),
     Metric("step_seconds", "s", "mean of the steps since the last line, without evaluations and checkpoints", "2 pace/step_seconds"),
-    Metric("seconds_data", "s", "of the logged step on rank 0, waiting for rows of the batch", "time of a step/data"),
+    Metric("seconds_data", "s", "of the logged step on rank 0, waiting for rows, which are read a step ahead", "time of a step/data"),
     Metric("seconds_forward_backward", "s", "of the logged step on rank 0, forward and backward passes, without collectives",
            "time of a step/forward_backward"),
     Metric("seconds_communication", "s", "of the logged step on rank 0, collectives that it waited for, and so for other ranks",

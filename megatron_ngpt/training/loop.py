@@ -12,14 +12,14 @@ from megatron_ngpt.checkpoint.ownership import OwnershipLostError
 from megatron_ngpt.checkpoint.store import CheckpointStore
 from megatron_ngpt.config.deepspeed_json import engine_config
 from megatron_ngpt.config.grid import given_sizes
-from megatron_ngpt.data.batches import Rows
-from megatron_ngpt.errors import DataError, NgptError, RankError, TrainingError
+from megatron_ngpt.errors import NgptError, TrainingError
 from megatron_ngpt.monitor.clock import Clock
 from megatron_ngpt.monitor.monitor import Monitor
 from megatron_ngpt.monitor.profiles import Profiles
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.parallel.together import on_first_rank
 from megatron_ngpt.training import heading
+from megatron_ngpt.training.ahead import RowReader
 from megatron_ngpt.training.engine import Engine
 from megatron_ngpt.training.evaluation import Evaluation
 from megatron_ngpt.training.line import TrainingLine
@@ -60,6 +60,7 @@ class Trainer:
             self.monitor.event("start", self.step, **self.beginning.told())
         if self.recipe.checkpoint.every:
             self.store.prepare(self.engine.shards)
+        self.rows = RowReader(self.grid, self.recipe.training.steps, self.recipe.data.document_boundaries == "mask")
         self._take_up()
         self.saves = Saves(self.store, self.monitor, self.step)
         self.profiles = Profiles(self.output / "profiles", self.recipe.training.profile, self.grid.world.rank, device, self.monitor.message)
@@ -150,7 +151,7 @@ class Trainer:
     def _update(self, lr: float, measure: bool) -> bool:
         """The update of this step; returns whether the ranks have agreed to stop after it. Raises Stopped where they did so within it."""
         with self.engine.clock.within("data"):
-            rows = self._rows(self.train_data, self.step)
+            rows = self.rows.next(self.train_data, self.step)
         self.stop.begin(self.step)
         self.trouble.unread.append(self.engine.step(rows, lr, measure, self.stop.between))
         return self.stop.agreed()
@@ -175,21 +176,13 @@ class Trainer:
         again = "with --checkpoint.resume=auto it continues" if self.recipe.checkpoint.resume == "never" else "the same command continues"
         self.monitor.message(f"asked to stop: {cut}checkpoint of step {self.step} written; {again} from it")
 
-    def _rows(self, source, step: int) -> Rows:
-        """This rank's rows of the step's global batch."""
-        own = self.grid.readers.share(source.global_batch)
-        try:
-            return source.rows(step, own.start, own.stop)
-        except DataError as error:
-            raise RankError(f"step {step}: {error}") from error
-
     def _look(self, repeat: bool = True) -> StepResult | None:
         """What the newest update learnt, where nobody has looked since; what was vetoed is computed again, unless told not to `repeat`.
 
         Raises:
             VetoedInARow: too many updates in a row were vetoed.
         """
-        results = self.trouble.look(self.step, self.phases[-1], lambda step: self._rows(self.train_data, step) if repeat else None)
+        results = self.trouble.look(self.step, self.phases[-1], lambda step: self.rows.now(self.train_data, step) if repeat else None)
         self.line.saw(results)
         return results[-1] if results else None
 
@@ -217,7 +210,7 @@ class Trainer:
         """Tell what is evaluated; returns whether the ranks have agreed to stop on the way, and nothing is told."""
         self.watch.enter(EVALUATION)
         try:
-            self.evaluation.run(self.step, self.engine, self._rows, self.stop.between, self.monitor)
+            self.evaluation.run(self.step, self.engine, self.rows.now, self.stop.between, self.monitor)
         except Stopped:
             return True
         return False
