@@ -29,7 +29,7 @@ choose_ranks() {
   ranks=$(python -c "import torch; print(torch.cuda.device_count())")
   if [ "$ranks" = 0 ]; then
     ranks=2
-    export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + 1) / 2))}
+    export DS_ACCELERATOR=cpu
   fi
   each=$(((SEQUENCES + ranks - 1) / ranks))
   options=(--training.micro_batch=$each --training.global_batch=$((each * ranks)))

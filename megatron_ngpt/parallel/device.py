@@ -6,6 +6,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from megatron_ngpt.config.place import read_place
+from megatron_ngpt.config.threads import choose_threads
 from megatron_ngpt.parallel.meeting import Say, meet
 
 MEETING, COLLECTIVES = timedelta(minutes=10), timedelta(minutes=30)  # where nobody says otherwise
@@ -22,7 +24,9 @@ def backend(device: torch.device) -> str:
 
 
 def choose_device() -> torch.device:
-    """This rank's device. Also tells DeepSpeed, which reads `DS_ACCELERATOR` when it is first imported: call it before."""
+    """This rank's device. Also tells DeepSpeed, which reads `DS_ACCELERATOR` when it is first imported: call it before; and torch, how many
+    threads the host has for this rank."""
+    torch.set_num_threads(choose_threads(os.environ, read_place(os.environ)))
     if on_gpus():
         local = int(os.environ.get("LOCAL_RANK", "0"))
         torch.cuda.set_device(local)

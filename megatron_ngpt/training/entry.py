@@ -15,6 +15,7 @@ from megatron_ngpt.checkpoint.ownership import Ownership, check_free, claim
 from megatron_ngpt.config.load import with_their_values
 from megatron_ngpt.config.place import Place, devices, hosts, read_place, variables
 from megatron_ngpt.config.reference import help_text
+from megatron_ngpt.config.threads import crowded
 from megatron_ngpt.console import show_anything, unknown_character
 from megatron_ngpt.errors import ConfigError, NgptError, RankError, ToldError
 from megatron_ngpt.training.launcher import launchers, missing_hostfile
@@ -67,6 +68,7 @@ def main(argv: list[str]) -> int:
             raise ConfigError(*problems)
         ready = preflight(arguments.recipe, arguments.overrides, place.world)
         os.environ.update(variables(place, os.environ))
+        warning = crowded(os.environ, place)
         output = Path(ready.recipe.training.output)
         count_restarts(output, os.environ, writes=False)
         ready = replace(ready, ownership=patiently(lambda: own(output, place), os.environ))
@@ -74,6 +76,8 @@ def main(argv: list[str]) -> int:
         if place.rank == 0:  # torch and DeepSpeed take seconds to load
             who = f"{hosts(os.environ, place)}, {devices(os.environ)}"
             print(f"{arguments.recipe}: {who}, led by {socket.gethostname()}; starting", flush=True)
+            if warning:
+                print(warning, flush=True)
         try:
             from megatron_ngpt.training.run import run
 
