@@ -57,10 +57,11 @@ def overdue(reports: Iterable[Report]) -> bool:
 
 
 def behind(reports: Mapping[int, Report], looks: Mapping[int, Look]) -> list[Report]:
-    """The ranks that the others wait for: of those that got least far, the stopped ones; else those that wait for nobody."""
+    """The ranks that the others wait for: the stopped ones, which may be a collective further than who waits for the rest of what they
+    sent; else, of those that got least far, those that wait for nobody."""
+    stopped = [report for report in reports.values() if report.letter and report.letter in STOPPED]
     least = min(report.beats for report in reports.values())
     last = [report for report in reports.values() if report.beats == least]
-    stopped = [report for report in last if report.letter and report.letter in STOPPED]
     silent = [report for report in last if not looks.get(report.rank, Look("", False)).place]
     busy = [report for report in last if not looks.get(report.rank, Look("", False)).waits]
     return stopped or (silent if 0 < len(silent) < len(last) else busy) or last

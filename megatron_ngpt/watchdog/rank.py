@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
@@ -73,7 +74,7 @@ class Watch(Unwatched):
         ours, theirs = socket.socketpair()
         self._control, host = Channel(ours), socket.gethostname()
         settings = Settings(
-            process=os.getpid(), page=self._page.descriptor, control=theirs.fileno(), console=console.fileno(), rank=rank,
+            process=os.getpid(), thread=threading.main_thread().ident, page=self._page.descriptor, control=theirs.fileno(), console=console.fileno(), rank=rank,
             local_rank=local_rank, host=host, log=str(log), output=str(output), keys=self._keys, dump=DUMP, flight=flight,
             interval=max(1.0, world / REPORTS), period=PERIOD,
         )  # fmt: skip

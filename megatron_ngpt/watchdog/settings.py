@@ -9,7 +9,7 @@ class Settings:
     """Of one rank's watchdog.
 
     Attributes:
-        process: the rank's.
+        process, thread: the rank's, and its main thread's `ident`.
         page, control, console: file descriptors: the shared page, a socket to the rank, what a person reads.
         log, output: the rank's log file and the run directory.
         keys: the recipe's `watchdog`.
@@ -20,6 +20,7 @@ class Settings:
     """
 
     process: int
+    thread: int
     page: int
     control: int
     console: int

@@ -3,9 +3,12 @@
 import re
 from dataclasses import dataclass
 
-_THREAD = re.compile(r"^(?:Current thread|Thread) 0x[0-9a-f]+.*$", re.MULTILINE)
+_THREAD = re.compile(r"^(?:Current thread|Thread) 0x([0-9a-f]+).*$", re.MULTILINE)
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
+_OUTERMOST = ("<module>", "_run_module_as_main")  # functions at which a main thread's stack ends
+_CUT = "  ..."  # the line at which a stack ends that is too deep
 COLLECTIVES = "torch/distributed/distributed_c10d.py"
+WATCHED = "megatron_ngpt/monitor/clock.py"  # between a collective and what calls it, in a step that is measured
 FUTURE = "concurrent/futures/_base.py"
 OWN = "megatron_ngpt/"
 
@@ -18,16 +21,23 @@ class Place:
     waits: bool
 
 
-def read_place(text: str) -> Place | None:
-    """From one dump of all threads, the main thread last; None if there is none in the text."""
-    threads = [_FRAME.findall(frames) for frames in _THREAD.split(text)[1:]]
-    if not threads or not threads[-1]:
+def read_place(text: str, thread: int) -> Place | None:
+    """From one dump of all threads; None where it does not have the main `thread` (its `ident`) whole: more of it is being written."""
+    parts = _THREAD.split(text)[1:]
+    stacks = {int(number, 16): stack for number, stack in zip(parts[::2], parts[1::2], strict=True)}
+    main = _FRAME.findall(stacks.get(thread, ""))
+    if not main or (main[-1][2] not in _OUTERMOST and _CUT not in stacks[thread].splitlines()):
         return None
-    main, others = threads[-1], threads[:-1]
-    waits = _within(main, COLLECTIVES) or (_within(main, FUTURE) and any(_within(frames, COLLECTIVES) for frames in others))
-    file, line, function = next((frame for frame in main if OWN in frame[0]), main[0])
+    others = [_FRAME.findall(stack) for number, stack in stacks.items() if number != thread]
+    waits = _waits(main) or (_within(main, FUTURE) and any(_waits(frames) for frames in others))
+    file, line, function = next((frame for frame in main if OWN in frame[0] and not frame[0].endswith(WATCHED)), main[0])
     start = file.rfind(OWN)
     return Place(f"{file[max(0, start):]}:{line} in {function}", waits)
+
+
+def _waits(frames: list[tuple[str, str, str]]) -> bool:
+    """Whether the thread is in a collective."""
+    return _within(frames, COLLECTIVES) or (frames[:1] != [] and frames[0][0].endswith(WATCHED))
 
 
 def _within(frames: list[tuple[str, str, str]], module: str) -> bool:

@@ -66,11 +66,11 @@ class Subject:
                 os.close(pipe)
 
     def place(self) -> Place | None:
-        """What the stacks say that it was asked for; None as long as there are none."""
+        """What the stacks say that it was asked for; None as long as they are not whole."""
         try:
             with open(self._settings.log, "rb") as file:
                 file.seek(self._dumped)
-                return read_place(file.read().decode("utf-8", "replace"))
+                return read_place(file.read().decode("utf-8", "replace"), self._settings.thread)
         except OSError:
             return None
 

@@ -161,7 +161,7 @@ def test_zero_3_keeps_each_ranks_peak_near_its_share():
     for rank in on_ranks(2, peaks_of, TIGHT):
         assert rank.held <= whole.count // 2 + 100  # every parameter is cut; each may be padded by a number or so
         assert rank.model < 1.6 * share  # and copies of parameters that gloo still holds, up to 0.3 of the share by luck; the whole is 2
-        assert rank.training < 0.65 * whole.training
+        assert rank.training < 0.75 * whole.training  # half, and what gloo still holds
         assert rank.loss == pytest.approx(whole.loss, rel=1e-5)
 
 

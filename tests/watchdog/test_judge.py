@@ -39,6 +39,7 @@ def test_of_equally_far_ones_who_waits_for_nobody_is_behind(of_2):
 def test_a_stopped_rank_is_behind_and_where_all_wait_all_are():
     assert found([report(0), report(1, letter="T"), report(2)], r0=WAITS, r2=WORKS) == [1]
     assert found([report(0), report(1)], r0=WAITS, r1=WAITS) == [0, 1]
+    assert found([report(0), report(1, beats=6, letter="T")], r0=WAITS) == [1]  # it was past what rank 0 waits for the rest of
 
 
 def test_a_paused_run_is_not_late_and_a_rank_without_limit_never():
@@ -77,6 +78,7 @@ def test_torch_waits_longer_than_the_watchdogs_and_no_half_hour_more():
     assert collective_seconds(KEYS) > 1e6 and meeting_seconds(KEYS) == 600 and meeting_seconds(KEYS | {"start": 0}) > 1e6
 
 
+MAIN = 0x7F2
 DUMP = """noise
 Thread 0x00007f1 [saver] (most recent call first):
   File "/v/torch/distributed/distributed_c10d.py", line 9 in broadcast
@@ -86,15 +88,26 @@ Current thread 0x00007f2 (most recent call first):
   File "/v/%s", line 456 in result
   File "/x/megatron_ngpt/checkpoint/saver.py", line 217 in wait
   File "/x/megatron_ngpt/training/loop.py", line 99 in _save
+  File "/x/launch/pretrain.py", line 9 in <module>
 """
 
 
 def test_a_stack_tells_the_place_and_whether_it_waits():
     place = "megatron_ngpt/checkpoint/saver.py:217 in wait"
-    assert read_place(DUMP % "concurrent/futures/_base.py") == Place(place, True)  # for a thread that waits for others
-    assert read_place(DUMP % "torch/distributed/distributed_c10d.py") == Place(place, True)
-    assert read_place(DUMP % "numpy/core.py") == Place(place, False)
-    assert read_place("no stack") is None
+    assert read_place(DUMP % "concurrent/futures/_base.py", MAIN) == Place(place, True)  # for a thread that waits for others
+    assert read_place(DUMP % "torch/distributed/distributed_c10d.py", MAIN) == Place(place, True)
+    assert read_place(DUMP % "x/megatron_ngpt/monitor/clock.py", MAIN) == Place(place, True)  # a collective of a step that is measured
+    assert read_place(DUMP % "numpy/core.py", MAIN) == Place(place, False)
+    assert read_place("no stack", MAIN) is None
+
+
+def test_a_stack_that_is_still_written_tells_nothing():
+    whole = DUMP % "numpy/core.py"
+    ends = [at for at in range(len(whole)) if read_place(whole[:at], MAIN)]
+    assert ends == [len(whole) - 1]
+    assert read_place(whole.replace("/x/launch/pretrain.py", "/x/megatron_ngpt/f.py").replace("<module>", "deep") + "  ...\n", MAIN)
+    other = whole.split("\n\n")
+    assert read_place(f"{other[1]}\n{other[0]}", MAIN) == read_place(whole, MAIN)  # whatever the order of threads
 
 
 def periods(slow: dict[int, float], count: int, stages: dict[int, int] | None = None) -> list[str]:
