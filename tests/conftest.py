@@ -5,10 +5,12 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from megatron_ngpt.parallel.device import keep_compiled_code_by_processor
 from tests.distributed.corpus import REPOSITORY, make_corpus
 
 hypothesis.settings.register_profile("no deadline", deadline=None)  # tests never judge times
 hypothesis.settings.load_profile("no deadline")
+keep_compiled_code_by_processor()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,7 +1,9 @@
 """Where the ranks compute and how they talk: CUDA and nccl, or, in this one place, the CPU and gloo."""
 
 import os
+import tempfile
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -27,12 +29,22 @@ def choose_device() -> torch.device:
     """This rank's device. Also tells DeepSpeed, which reads `DS_ACCELERATOR` when it is first imported: call it before; and torch, how many
     threads the host has for this rank."""
     torch.set_num_threads(choose_threads(os.environ, read_place(os.environ)))
+    keep_compiled_code_by_processor()
     if on_gpus():
         local = int(os.environ.get("LOCAL_RANK", "0"))
         torch.cuda.set_device(local)
         return torch.device("cuda", local)
     os.environ["DS_ACCELERATOR"] = "cpu"
     return torch.device("cpu")
+
+
+def keep_compiled_code_by_processor() -> None:
+    """Have Inductor keep what it compiles where only processors of this kind look: it would take code that was written for wider vectors,
+    by another host with the same directory, and compute wrong numbers with it in silence (torch 2.13)."""
+    kind = torch.backends.cpu.get_cpu_capability().lower()
+    place = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}")
+    if place.name != kind:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(place / kind)
 
 
 def start_process_group(device: torch.device, say: Say, meeting: timedelta = MEETING, collectives: timedelta = COLLECTIVES) -> None:

@@ -74,9 +74,9 @@ class Watch(Unwatched):
         ours, theirs = socket.socketpair()
         self._control, host = Channel(ours), socket.gethostname()
         settings = Settings(
-            process=os.getpid(), thread=threading.main_thread().ident, page=self._page.descriptor, control=theirs.fileno(), console=console.fileno(), rank=rank,
-            local_rank=local_rank, host=host, log=str(log), output=str(output), keys=self._keys, dump=DUMP, flight=flight,
-            interval=max(1.0, world / REPORTS), period=PERIOD,
+            process=os.getpid(), thread=threading.main_thread().ident, page=self._page.descriptor, control=theirs.fileno(),
+            console=console.fileno(), rank=rank, local_rank=local_rank, host=host, log=str(log), output=str(output), keys=self._keys,
+            dump=DUMP, flight=flight, interval=max(1.0, world / REPORTS), period=PERIOD,
         )  # fmt: skip
         root = str(Path(megatron_ngpt.__file__).parents[1])
         self._process = subprocess.Popen(
