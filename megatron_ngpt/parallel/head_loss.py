@@ -5,7 +5,8 @@ makes no product twice, and keeps nothing for backward but the gradients. Where 
 small reductions. Shapes: B batch, T sequence, N = B · T tokens, D hidden, V vocabulary entries here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 
@@ -22,7 +23,7 @@ class VocabularyHead:
         axis: those ranks.
         first: the first entry here.
         widest: entries of the rank that has most: all ranks take the same tokens at a time.
-        compiled: the passes over the logits are fused.
+        compiled: the passes over the logits and over the weight are fused.
 
     Attributes:
         kept: where it is a list, training appends each micro-batch's loss of every token, fp32 [N] without gradients.
@@ -30,7 +31,7 @@ class VocabularyHead:
 
     def __init__(self, axis: Axis, first: int, widest: int, compiled: bool):
         self.axis, self.first, self.passes = axis, first, cross_entropy.passes(compiled)
-        self.fold, self.unfold = (torch.compile(fold), torch.compile(unfold_gradient)) if compiled else (fold, unfold_gradient)
+        self.compiled = compiled
         self._tokens = max(1, LOGITS_AT_ONCE // widest)
         self.kept: list[torch.Tensor] | None = None
 
@@ -47,7 +48,7 @@ class VocabularyHead:
         self, x_BTD: torch.Tensor, weight_VD: torch.Tensor, scale_V: torch.Tensor | None, targets_BT: torch.Tensor
     ) -> torch.Tensor:
         """Each token's loss, nats, fp32 [B, T]; without gradients."""
-        folded = self.fold(weight_VD, scale_V)
+        folded = self.over_weight(fold, scale_V)(weight_VD, scale_V)
         chunks = self.chunks(x_BTD.flatten(0, -2), targets_BT.flatten() - self.first)
         return torch.cat([self.losses(outputs(x, folded, False), targets)[0] for x, targets in chunks]).view(targets_BT.shape)
 
@@ -59,11 +60,19 @@ class VocabularyHead:
         """The tensors' parts of as many tokens as `LOGITS_AT_ONCE` allows, side by side."""
         return zip(*(tensor.split(self._tokens) for tensor in tensors), strict=True)
 
+    def over_weight(self, function: Callable, scale_V: torch.Tensor | None) -> Callable:
+        """`fold` or `unfold_gradient` as this head runs it. Dynamo leaves a function alone for good once it finds nothing in it to compile,
+        as where there is no scale."""
+        return _fused(function) if self.compiled and scale_V is not None else function
+
+
+_fused = cache(torch.compile)
+
 
 class _MeanLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_ND, weight_VD, scale_V, targets_N, head: VocabularyHead) -> torch.Tensor:
-        folded, share, found = head.fold(weight_VD, scale_V), 1 / len(x_ND), []
+        folded, share, found = head.over_weight(fold, scale_V)(weight_VD, scale_V), 1 / len(x_ND), []
         total, grad_x_ND, grad_folded = torch.zeros((), device=x_ND.device), torch.empty_like(x_ND), None
         for x, targets, grad_x in head.chunks(x_ND, targets_N, grad_x_ND):
             logits = outputs(x, folded, False)
@@ -80,7 +89,7 @@ class _MeanLoss(torch.autograd.Function):
             del logits  # before the next ones are made
         if head.kept is not None:
             head.kept.append(torch.cat(found))
-        ctx.save_for_backward(grad_x_ND, *head.unfold(grad_folded, weight_VD, scale_V))
+        ctx.save_for_backward(grad_x_ND, *head.over_weight(unfold_gradient, scale_V)(grad_folded, weight_VD, scale_V))
         return total * share
 
     @staticmethod
