@@ -1,5 +1,6 @@
 """JSON of others: every complaint is a ValueError, and the same one however much of the stack is in use."""
 
+import sys
 import threading
 
 import pytest
@@ -7,6 +8,15 @@ import pytest
 from megatron_ngpt.foreign import read_json, what_is_wrong
 
 DEEP = {depth: "[" * depth + "]" * depth for depth in (200, 1_000, 100_000)}
+
+
+@pytest.fixture(autouse=True)
+def as_deep_as_python_has_it():
+    """torch's compiler lifts the limit of the process in which it has compiled, and another test may have."""
+    lifted = sys.getrecursionlimit()
+    sys.setrecursionlimit(1_000)
+    yield
+    sys.setrecursionlimit(lifted)
 
 
 @pytest.mark.parametrize(("text", "said"), [
