@@ -18,7 +18,7 @@ MALFORMED = {
     b'{"text": null}': "'text' holds NoneType, not a string",
     b'{"text": "a\xffb"}': "invalid UTF-8 at byte 12",
     b'{"text": "\\ud800"}': "half of a surrogate pair (\\ud800)",
-    b'{"text": "x", "a": ' + b"[" * 1_000 + b"]" * 1_000 + b"}": "nested too deeply",
+    b'{"text": "x", "a": ' + b"[" * 3_000 + b"]" * 3_000 + b"}": "nested too deeply",
     b"[" * 100_000: "nested too deeply",
     b'{"text": ' + b"1" * 5_000 + b"}": "'text' holds float, not a string",
     b'{"' + b"k" * 5_000 + b'": 1}': "has no key 'text' (--text_key); its keys: 'kkkk",

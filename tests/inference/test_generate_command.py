@@ -17,7 +17,7 @@ from tests.inference.test_generate import GREEDY, texts
     ("a.jsonl", '{"prompt": "a"}\nnot json', "line 2: not JSON: Expecting value at column 1"),
     ("b.jsonl", '{"prompt": 3}', "line 1: must be an object"),
     ("c.txt", b"a\nb\xff", "line 2: invalid UTF-8 at byte 2"),
-    ("d.jsonl", '{"prompt": "a", "b": ' + "[" * 1_000 + "]" * 1_000 + "}", "line 1: nested too deeply"),
+    ("d.jsonl", '{"prompt": "a", "b": ' + "[" * 3_000 + "]" * 3_000 + "}", "line 1: nested too deeply"),
     ("e.jsonl", '{"prompt": "\\ud800"}', "line 1: half of a surrogate pair"),
     ("f.jsonl", b'{"prompt": "\xff"}', "line 1: invalid UTF-8 at byte 13"),
     ("g.jsonl", "[]", "line 1: must be an object"),
