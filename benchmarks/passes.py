@@ -1,10 +1,10 @@
-"""Passes over memory of a compiled block, forward and backward: our nGPT and our GPT, bf16 weights. No device decides them.
+"""Passes over memory of a compiled block, forward and backward: our nGPT and our GPT, bf16 weights. No clock decides them.
 
     python -m benchmarks.passes [--hidden D] [--output FILE.json]
 
-Inductor counts what each of its kernels reads and writes. All but matrix products and attention are counted here; products are fast on a
-GPU, so these are what is left there. What grows with the batch, a token and a number of the hidden state, is told apart from what does not:
-passes over weights, once a step.
+Inductor counts what each of its kernels reads and writes, as it fuses them for the CPU. All but matrix products and attention are counted
+here; products are fast on a GPU, so these are what is left there. What grows with the batch, a token and a number of the hidden state, is
+told apart from what does not: passes over weights, once a step.
 """
 
 import argparse
