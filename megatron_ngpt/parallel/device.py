@@ -60,8 +60,6 @@ def start_process_group(device: torch.device, say: Say, meeting: timedelta = MEE
     Raises:
         NgptError: another process has the port, or a rank did not come in time.
     """
-    import deepspeed
-
     if dist.is_initialized():
         return
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):  # of groups made later, DeepSpeed's too: they do not take the world's
@@ -74,7 +72,13 @@ def start_process_group(device: torch.device, say: Say, meeting: timedelta = MEE
         store = meet(rank, world, meeting, say)
         # Without `device_id`: with it nccl makes a group by splitting the world, in which every rank must take part for every group.
         dist.init_process_group(backend(device), store=store, rank=rank, world_size=world, timeout=collectives)
-    # Its own kernels, none of which training uses: it would compile test programs to find out which there could be, and then, on a CPU, an
-    # all-reduce through shared memory, for a minute.
+    join_deepspeed(device)
+
+
+def join_deepspeed(device: torch.device) -> None:
+    """Have DeepSpeed talk over the process group that there is, with none of its own kernels, which training does not use: it would compile
+    test programs to find out which there could be, and then, on a CPU, an all-reduce through shared memory, for a minute."""
+    import deepspeed
+
     deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(backend(device), auto_mpi_discovery=False, verbose=False)

@@ -37,7 +37,7 @@ def read_place(text: str, thread: int) -> Place | None:
 
 def _waits(frames: list[tuple[str, str, str]]) -> bool:
     """Whether the thread is in a collective."""
-    return _within(frames, COLLECTIVES) or (frames[:1] != [] and frames[0][0].endswith(WATCHED))
+    return _within(frames, COLLECTIVES) or (bool(frames) and frames[0][0].endswith(WATCHED))
 
 
 def _within(frames: list[tuple[str, str, str]], module: str) -> bool:

@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import deepspeed
 import numpy as np
 import pytest
 import torch
@@ -17,6 +16,7 @@ from megatron_ngpt.config.recipe import Data, Dataset, Model, Recipe, Training
 from megatron_ngpt.model import window
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
+from megatron_ngpt.parallel.device import join_deepspeed
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.training.engine import Engine, build_module
 from tests.distributed.corpus import REPOSITORY
@@ -135,8 +135,7 @@ TIGHT = "tests/distributed/zero3-tight.json"  # buffers of a fixed size are smal
 
 def peaks_of(json: str) -> SimpleNamespace:
     """Peaks in bytes of building the model, and of building its engine and training a step; the model's parameters, and those held here."""
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or it is compiled first, for a minute
-    deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+    join_deepspeed(torch.device("cpu"))
     chosen, grid = recipe(json), make_grid()
     config = engine_config(chosen, read_deepspeed(chosen.deepspeed), grid.readers.size)
     rows = SimpleNamespace(tokens=np.arange(17, dtype=np.int32)[None].repeat(2 // grid.readers.size, 0))

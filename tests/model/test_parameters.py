@@ -2,7 +2,6 @@
 
 import itertools
 
-import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,6 +10,7 @@ from megatron_ngpt.config.recipe import Model, Optimizer
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.model.pipeline import DecoderPipeline
+from megatron_ngpt.parallel.device import join_deepspeed
 from megatron_ngpt.parallel.grid import Axis, RankGrid, make_grid
 from megatron_ngpt.training.optimizer import base_optimizer
 from tests.model.small import SHAPE, VOCABULARY, blueprint
@@ -41,8 +41,7 @@ def test_a_module_makes_the_parameters_of_the_table_and_no_others(arch, kv_heads
 
 def stage_of(arch: str) -> DecoderPipeline:
     """This rank's stage of a small model."""
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or it is compiled first, for a minute
-    deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+    join_deepspeed(torch.device("cpu"))
     return DecoderPipeline(Blueprint(Model(arch=arch, **SHAPE), VOCABULARY, make_grid(pipeline=dist.get_world_size())))
 
 

@@ -2,12 +2,12 @@
 
 from types import SimpleNamespace
 
-import deepspeed
 import pytest
 import torch
 
 from megatron_ngpt.config.deepspeed_json import engine_config, read_deepspeed
 from megatron_ngpt.config.recipe import Data, Dataset, Model, Optimizer, Recipe, Training
+from megatron_ngpt.parallel.device import join_deepspeed
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.training.engine import Engine
 from megatron_ngpt.training.optimizer import base_optimizer
@@ -53,8 +53,7 @@ JSONS = ("zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload", "
 
 def farthest_steps(eps: float) -> dict[str, float]:
     """How far the entry that moves most of what this rank holds moves in a step, by DeepSpeed's file."""
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or it is compiled first, for a minute
-    deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+    join_deepspeed(torch.device("cpu"))
     grid, found = make_grid(), {}
     for json in JSONS:
         recipe = Recipe(

@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import deepspeed
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from megatron_ngpt.config.recipe import Data, Dataset, Model, Recipe, Training
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.model.window import window_of
+from megatron_ngpt.parallel.device import join_deepspeed
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.training.engine import Engine
 from tests.distributed.corpus import REPOSITORY
@@ -73,8 +73,7 @@ LARGE = {  # each with a component that outweighs the others
 
 def peak_of(name: str, json: str) -> int:
     """The most bytes allocated at once while an engine is made and trains two steps."""
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or it is compiled first, for a minute
-    deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+    join_deepspeed(torch.device("cpu"))
     recipe, grid = recipe_of(json, **LARGE[name]), make_grid()
     tokens = np.random.default_rng(0).integers(0, V, (recipe.training.global_batch, recipe.model.context + 1)).astype(np.int32)
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import deepspeed
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from megatron_ngpt.config.costs.traffic import CONTROL_BYTES, traffic
 from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice, engine_config, read_deepspeed
 from megatron_ngpt.config.grid import given_sizes
 from megatron_ngpt.config.recipe import Data, Dataset, Model, Optimizer, Parallel, Recipe, Training
+from megatron_ngpt.parallel.device import join_deepspeed
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.sphere import rows
 from megatron_ngpt.training.engine import Engine
@@ -103,8 +103,7 @@ def recipe_of(keys: dict) -> Recipe:
 
 def moved(ranks: int) -> dict[str, tuple[dict, dict]]:
     """By layout, bytes of a step after the first: counted and stated, by kind, slice and whether they are sums over cut rows."""
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or it is compiled first, for a minute
-    deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+    join_deepspeed(torch.device("cpu"))
     return {name: moved_by(recipe_of(keys)) for name, keys in FAMILIES[ranks].items()}
 
 

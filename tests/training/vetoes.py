@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import deepspeed
 import torch
 import torch.distributed as dist
 
 from megatron_ngpt.config.deepspeed_json import engine_config, read_deepspeed
 from megatron_ngpt.config.recipe import Data, Dataset, Model, Optimizer, Parallel, Recipe, Training
+from megatron_ngpt.parallel.device import join_deepspeed
 from megatron_ngpt.parallel.grid import make_grid
 from megatron_ngpt.parallel.shards import stepped_buffers
 from megatron_ngpt.training.engine import Engine
@@ -51,8 +51,7 @@ LIGHT = {2: ["data 2, zero0", "data 2, zero2", "data 2, zero3", "data 2, zero3-o
 
 def build(keys: dict) -> Engine:
     """An engine of the layout on this rank, at step 0 of one seed."""
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or it is compiled first, for a minute
-    deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+    join_deepspeed(torch.device("cpu"))
     tensor, pipeline = keys.get("tensor", 1), keys.get("pipeline", 1)
     data = dist.get_world_size() // (tensor * pipeline)
     recipe = Recipe(
