@@ -26,14 +26,13 @@ import torch
 import torch.distributed as dist
 from rich.progress import track
 from torch.distributed.checkpoint.planner import SavePlan
-from torch.distributed.checkpoint.storage import WriteResult
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.machine import write
 from megatron_ngpt.checkpoint.pieces import MOMENTS, WEIGHTS, KeptPlans, Pieces, SavePlanner, chunk_bytes, divided, pieces
-from megatron_ngpt.checkpoint.seal import seal
+from megatron_ngpt.checkpoint.seal import TensorFile, seal
 from megatron_ngpt.checkpoint.storage import Writer
-from megatron_ngpt.checkpoint.stored import WrittenPiece
+from megatron_ngpt.checkpoint.stored import packed, told_piece
 from megatron_ngpt.config.parameters import parameter_table
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.parallel.grid import Axis, make_grid
@@ -71,17 +70,16 @@ def held(rank: int, world: int) -> dict[str, Pieces]:
 PLACEMENTS = [placements(tensor) for tensor in range(TENSOR)]
 
 
-def results(plan: SavePlan, tensors: dict[str, Pieces], most: int, rank: int) -> list[WriteResult]:
-    """What a rank that has written its plan sends: a checksum for every chunk."""
-    sent, number = [], 0
+def results(plan: SavePlan, tensors: dict[str, Pieces], most: int, rank: int) -> tuple[list[TensorFile], int]:
+    """What a rank that has written its plan sends, a checksum for every chunk, and how many there are."""
+    chunks, told, number = [], [], 0
     for item in plan.items:
         view = tensors[item.index.fqn].views[item.index.offset]
         rows = [len(part) for part in divided(view, item.index.offset[0], most)]
-        chunks = [(number + i, most, f"{rank:08x}{number + i:08x}" * 4) for i in range(len(rows))]
-        piece = WrittenPiece(f"__{rank}_0.distcp", number, list(view.shape[1:]), rows, chunks, True)
-        sent.append(WriteResult(item.index, view.nbytes, piece))
+        chunks += [((number + i) * most, most, f"{rank:08x}{number + i:08x}" * 4) for i in range(len(rows))]
+        told.append(told_piece(item.index, number, list(view.shape[1:]), rows))
         number += len(rows)
-    return sent
+    return [TensorFile(f"__{rank}_0.distcp", number * most, packed(chunks), packed(told), [])] if number else [], number
 
 
 def save(world: int, most: int | None = None) -> dict:
@@ -95,17 +93,19 @@ def save(world: int, most: int | None = None) -> dict:
     plans, first = timed(lambda: plan(kept, sent))
     _, later = timed(lambda: plan(kept, unchanged))
     most = most or chunk_bytes(WHOLE)
-    written = []
+    written, chunks = [], 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for rank, one in enumerate(plans):
-            found = results(one, held(rank, world), most, rank)
+            found, count = results(one, held(rank, world), most, rank)
             written.append(pickle.dumps(found))
-            with open(folder / f"__{rank}_0.distcp", "wb") as file:  # as large as what it would hold, and without a byte on the disk
-                file.truncate(sum(size for result in found for _, size, _ in result.storage_data.chunks))
-        chunks, finishing = timed(lambda: finish(folder, kept, written))
+            chunks += count
+            for file in found:
+                with open(folder / file.name, "wb") as hole:  # as large as what it would hold, and without a byte on the disk
+                    hole.truncate(file.bytes)
+        _, finishing = timed(lambda: finish(folder, kept, written))
         listed = sum(file.stat().st_size for file in folder.glob("*.json"))
-        slower = beside(lambda: (plan(kept, unchanged), finish(folder, kept, written)))
+        slower, lost = beside(lambda: (plan(kept, unchanged), finish(folder, kept, written)))
     return {
         "chunk_bytes": most,
         "chunks": chunks,
@@ -115,6 +115,7 @@ def save(world: int, most: int | None = None) -> dict:
         "plan_seconds": [first, later],
         "finish_seconds": finishing,
         "step_beside_save": slower,
+        "seconds_lost": lost,
     }
 
 
@@ -126,33 +127,29 @@ def plan(kept: KeptPlans, sent: list[bytes]) -> list[SavePlan]:
     return plans
 
 
-def finish(folder: Path, kept: KeptPlans, written: list[bytes]) -> int:
-    """Rank 0's part when all have written; returns the number of chunks."""
-    count = []
-
-    def close(checksums: dict, _: list[str]) -> None:
-        count.append(sum(map(len, checksums.values())))
-        seal(folder, {"step": 1}, checksums)
-
-    Writer(folder, lambda: None, close, 0).finish(kept.metadata, [pickle.loads(one) for one in written])
-    return count[0]
+def finish(folder: Path, kept: KeptPlans, written: list[bytes]) -> None:
+    """Rank 0's part when all have written, from what came to what torch sends back."""
+    writer = Writer(folder, lambda: None, lambda files: seal(folder, {"step": 1}, files), 0)
+    writer.finish(kept.metadata, [pickle.loads(one) for one in written])
+    pickle.dumps(kept.metadata)
 
 
-def beside(work: Callable[[], object]) -> float:
-    """How many times as long steps of a small network take while `work` goes on in a thread."""
+def beside(work: Callable[[], object]) -> tuple[float, float]:
+    """How many times as long steps of a small network take while `work` goes on in a thread, and the seconds that they lose to it."""
     network, inputs = torch.nn.Sequential(*(torch.nn.Linear(512, 512) for _ in range(24))), torch.randn(512, 512)
 
-    def seconds(until: Callable[[int], bool]) -> float:
+    def steps(until: Callable[[int], bool]) -> tuple[int, float]:
         count, began = 0, time.perf_counter()
         while not until(count):
             network(inputs).sum().backward()
             count += 1
-        return (time.perf_counter() - began) / count
+        return count, time.perf_counter() - began
 
-    seconds(lambda count: count == 5)
-    alone = seconds(lambda count: count == 20)
+    steps(lambda count: count == 5)
+    alone = steps(lambda count: count == 20)[1] / 20
     (thread := threading.Thread(target=work)).start()
-    return seconds(lambda count: count > 0 and not thread.is_alive()) / alone
+    count, seconds = steps(lambda count: count > 0 and not thread.is_alive())
+    return seconds / count / alone, seconds - count * alone
 
 
 def start(world: int) -> dict:
@@ -194,15 +191,16 @@ def timed(work: Callable[[], object]) -> tuple:
 
 def lines(rows: list[dict]) -> Iterator[str]:
     """The table."""
-    yield "| ranks | groups of a rank (of all) | s | meeting s | plans, first save | later | s | s | results | chunks | lists | s | step |"
-    yield "|" + " --- |" * 13
+    saves = "plans, first save | later | s | s | results | chunks | lists | s | steps | lost s"
+    yield f"| ranks | groups of a rank (of all) | s | meeting s | {saves} |"
+    yield "|" + " --- |" * 14
     for row in rows:
         mega = lambda count: f"{count / 2**20:.2f} MiB"  # noqa: E731
         yield (
             f"| {row['world']:,} | {row['groups']} ({row['groups_of_all']:,}) | {row['group_seconds']:.3f} | {row['meeting_seconds']:.2f} "
             f"| {mega(row['plan_bytes'][0])} | {mega(row['plan_bytes'][1])} | {row['plan_seconds'][0]:.2f} | {row['plan_seconds'][1]:.2f} "
             f"| {mega(row['result_bytes'])} | {row['chunks']:,} | {mega(row['listed_bytes'])} | {row['finish_seconds']:.2f} "
-            f"| {row['step_beside_save']:.2f} |"
+            f"| {row['step_beside_save']:.2f} | {row['seconds_lost']:.2f} |"
         )
 
 

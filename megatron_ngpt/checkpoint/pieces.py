@@ -4,7 +4,7 @@ Replicas are chunks with one place in the tensor, and are written once; vocabula
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
@@ -76,7 +76,8 @@ class KeptPlans:
 
     Attributes:
         sent, received: this rank's plan as rank 0 has it, and what rank 0 made of it; both or neither.
-        everyone, metadata: on rank 0, every rank's plan as it was sent, and what they make together.
+        everyone, metadata: on rank 0, every rank's plan as it was sent, and the shapes of all tensors. torch sends the metadata to
+            every rank after every save, so it is without what grows with the ranks.
     """
 
     sent: SavePlan | None = None
@@ -108,7 +109,8 @@ class SavePlanner(DefaultSavePlanner):
         if any(plan.usable for plan in all_plans):
             before = self._kept.everyone or all_plans
             self._kept.everyone = [new if new.usable else old for new, old in zip(all_plans, before, strict=True)]
-            all_plans, self._kept.metadata = self._create_global_plan(self._kept.everyone)
+            all_plans, whole = self._create_global_plan(self._kept.everyone)
+            self._kept.metadata = _without_chunks(whole)
         return all_plans, self._kept.metadata
 
     def finish_plan(self, new_plan: SavePlan) -> SavePlan:
@@ -118,6 +120,10 @@ class SavePlanner(DefaultSavePlanner):
 
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
         return self.state_dict[index.fqn].views[index.offset]
+
+
+def _without_chunks(metadata: Metadata) -> Metadata:
+    return Metadata({name: replace(tensor, chunks=[]) for name, tensor in metadata.state_dict_metadata.items()})
 
 
 def _write_items(name: str, held: Pieces) -> list[WriteItem]:

@@ -18,7 +18,7 @@ from megatron_ngpt.checkpoint.catalogue import NOT_FINITE
 from megatron_ngpt.checkpoint.dcp import one_line
 from megatron_ngpt.checkpoint.files import PARTIAL, publish, remove, write_bytes
 from megatron_ngpt.checkpoint.pieces import MOMENTS, WEIGHTS, KeptPlans, Pieces, SavePlanner, chunk_bytes, held_tensors, pieces
-from megatron_ngpt.checkpoint.seal import Chunks, seal
+from megatron_ngpt.checkpoint.seal import TensorFile, seal
 from megatron_ngpt.checkpoint.storage import Writer
 from megatron_ngpt.errors import CheckpointError, NgptError, NotFiniteError
 from megatron_ngpt.parallel.shards import Shard
@@ -146,12 +146,12 @@ class Saver:
         self._directory = directory
         self._path, self._partial, self._step = path, path.with_name(path.name + PARTIAL), step
 
-        def close(checksums: dict[str, Chunks], not_finite: list[str]) -> None:
+        def close(written: list[TensorFile]) -> None:
             for name, content in (attached or {}).items():
                 write_bytes(self._partial / name, content)
-            seal(self._partial, {**state(), "step": step}, checksums)
+            seal(self._partial, {**state(), "step": step}, written)
             directory.check()
-            if not_finite:
+            if not_finite := sorted({name for file in written for name in file.not_finite}):
                 aside = path.with_name(path.name + NOT_FINITE)
                 publish(self._partial, aside)
                 more = f" and {len(not_finite) - 1} more" if len(not_finite) > 1 else ""

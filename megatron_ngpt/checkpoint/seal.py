@@ -8,18 +8,39 @@ them by `verify`. All that is read before a chunk is JSON: a checkpoint is data,
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_ngpt.checkpoint.files import write_text
+from megatron_ngpt.checkpoint.files import write_bytes, write_text
 from megatron_ngpt.errors import CheckpointError, DamagedError
 from megatron_ngpt.foreign import read_json
 
 STATE = "state.json"
 CHECKSUMS = "checksums.json"
-FORMAT = 5
+FORMAT = 6
 
 Chunks = list[tuple[int, int, str]]  # (offset, bytes, sha256) of a file's chunks, end to end
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A tensor file as the rank that wrote it tells rank 0. Lists are JSON already: rank 0 trains, and a thread of its that took apart and
+    wrote what all ranks say would hold the interpreter for seconds; bytes are put end to end in an instant.
+
+    Attributes:
+        name: in the checkpoint's directory.
+        bytes: how many there are.
+        chunks: its `Chunks`, for `checksums.json`.
+        pieces: what it holds, for `tensors.json`.
+        not_finite: tensors of which it holds values that are not finite.
+    """
+
+    name: str
+    bytes: int
+    chunks: bytes
+    pieces: bytes
+    not_finite: list[str]
 
 
 class State(dict):
@@ -33,22 +54,26 @@ class State(dict):
         raise DamagedError(f"{self._directory} is damaged: {STATE} does not say its {key}")
 
 
-def seal(directory: Path, state: dict, checksums: dict[str, Chunks]) -> None:
+def seal(directory: Path, state: dict, written: list[TensorFile]) -> None:
     """Close a directory whose tensors are written: the chunks' checksums, then the state with the list of files.
 
     Raises:
-        OSError: a file could not be written, or one of `checksums` is not in the directory with all its bytes.
+        OSError: a file could not be written, or one of `written` is not in the directory with all its bytes.
     """
-    write_text(directory / CHECKSUMS, json.dumps(dict(sorted(checksums.items()))))
-    files = {}
+    write_bytes(directory / CHECKSUMS, joined((file.name, file.chunks) for file in written))
+    files, of_tensors = {}, {file.name for file in written}
     for file in sorted(directory.iterdir()):
-        files[file.name] = {"bytes": file.stat().st_size} | ({} if file.name in checksums else {"sha256": sha256(file)})
-    for name, chunks in checksums.items():
-        written = sum(chunk[1] for chunk in chunks)
-        if files.get(name) != {"bytes": written}:
-            raise OSError(f"{name} has not the {written} bytes that its rank wrote; all ranks need one file system")
+        files[file.name] = {"bytes": file.stat().st_size} | ({} if file.name in of_tensors else {"sha256": sha256(file)})
+    for file in written:
+        if files.get(file.name) != {"bytes": file.bytes}:
+            raise OSError(f"{file.name} has not the {file.bytes} bytes that its rank wrote; all ranks need one file system")
     closed = {**state, "format": FORMAT, "files": files}
     write_text(directory / STATE, json.dumps({**closed, "sha256": _sha256_of(closed)}, indent=1))
+
+
+def joined(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """A JSON object of values that are JSON already, a line each."""
+    return b"{" + b",\n".join(b"%b:%b" % (json.dumps(name).encode(), value) for name, value in members) + b"}"
 
 
 def read_state(directory: Path) -> State:

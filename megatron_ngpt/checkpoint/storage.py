@@ -18,13 +18,12 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner
-from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from megatron_ngpt.checkpoint.files import remove
 from megatron_ngpt.checkpoint.pieces import divided
-from megatron_ngpt.checkpoint.seal import Chunks, check_chunk, read_checksums
-from megatron_ngpt.checkpoint.stored import StoredChunk, WrittenPiece, read_tensors_list, write_tensors_list
+from megatron_ngpt.checkpoint.seal import TensorFile, check_chunk, read_checksums
+from megatron_ngpt.checkpoint.stored import StoredChunk, packed, read_tensors_list, told_piece, write_tensors_list
 from megatron_ngpt.errors import DamagedError, NotFiniteError
 
 READERS = 4  # threads of a rank that read, check and unpack chunks
@@ -35,13 +34,11 @@ class Writer(FileSystemWriter):
 
     Args:
         begin: called on the coordinator before anything is written or removed; may refuse.
-        close: is given the chunks of every file, and the names of the tensors that hold values which are not finite.
+        close: is given every file.
         chunk_bytes: most of a chunk.
     """
 
-    def __init__(
-        self, directory: Path, begin: Callable[[], None], close: Callable[[dict[str, Chunks], list[str]], None], chunk_bytes: int
-    ):
+    def __init__(self, directory: Path, begin: Callable[[], None], close: Callable[[list[TensorFile]], None], chunk_bytes: int):
         super().__init__(directory)
         self._begin, self._close, self._chunk_bytes = begin, close, chunk_bytes
 
@@ -56,34 +53,30 @@ class Writer(FileSystemWriter):
         self.path.mkdir(parents=True)
         return super().prepare_global_plan(plans)
 
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write this rank's file, a result for each piece. Overrides a method that lets `torch.save` write to the file itself, which on a
-        full disk fails with an error of the zip format's and not the disk's."""
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[TensorFile]]:
+        """Write this rank's file, if it has anything to write. Overrides a method that lets `torch.save` write to the file itself, which on
+        a full disk fails with an error of the zip format's and not the disk's."""
         if not plan.items:
             return _done([])
-        name, results, number = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}", [], 0
+        name, written, pieces, not_finite = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}", [], [], set()
         with open(self.path / name, "wb") as file:
             for item in plan.items:
-                view, rows, chunks, finite = planner.lookup_object(item.index), [], [], True
+                view, rows, first = planner.lookup_object(item.index), [], len(written)
                 for part in divided(view, item.index.offset[0], self._chunk_bytes):
-                    chunks.append(_write_chunk(file, part))
+                    written.append(_write_chunk(file, part))
                     rows.append(len(part))
-                    finite = finite and is_finite(part)
-                piece = WrittenPiece(name, number, list(view.shape[1:]), rows, chunks, finite)
-                results.append(WriteResult(item.index, sum(size for _, size, _ in chunks), piece))
-                number += len(chunks)
+                    if not is_finite(part):
+                        not_finite.add(item.index.fqn)
+                pieces.append(told_piece(item.index, first, list(view.shape[1:]), rows))
             file.flush()
             os.fsync(file.fileno())
-        return _done(results)
+            return _done([TensorFile(name, file.tell(), packed(written), packed(pieces), sorted(not_finite))])
 
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+    def finish(self, metadata: Metadata, results: list[list[TensorFile]]) -> None:
         """On the coordinator, when every rank has written. Overrides a method that writes a pickle."""
-        written = [(result.index, result.storage_data) for of_rank in results for result in of_rank]
+        written = [file for of_rank in results for file in of_rank]
         write_tensors_list(self.path, {name: stored.size for name, stored in metadata.state_dict_metadata.items()}, written)
-        checksums: dict[str, Chunks] = {}
-        for _, piece in written:
-            checksums.setdefault(piece.file, []).extend(piece.chunks)
-        self._close(checksums, sorted({index.fqn for index, piece in written if not piece.finite}))
+        self._close(written)
 
 
 def is_finite(values: torch.Tensor) -> bool:

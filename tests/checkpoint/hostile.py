@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_ngpt.checkpoint.seal import seal
+from megatron_ngpt.checkpoint.seal import TensorFile, seal
 
 
 class Payload:
@@ -49,4 +49,5 @@ def put(checkpoint: Path, name: str, content: bytes) -> None:
     for key in ("files", "sha256", "format"):
         del state[key]
     (checkpoint / "state.json").unlink()
-    seal(checkpoint, state, {file: [tuple(chunk) for chunk in chunks] for file, chunks in checksums.items()})
+    files = {file: sum(size for _, size, _ in chunks) for file, chunks in checksums.items()}
+    seal(checkpoint, state, [TensorFile(file, size, json.dumps(checksums[file]).encode(), b"", []) for file, size in files.items()])

@@ -128,7 +128,7 @@ def test_another_format_is_no_damage(run):
     output, newest = run
     state = json.loads((newest / "state.json").read_text())
     (newest / "state.json").write_text(json.dumps({**state, "format": 2}))
-    with pytest.raises(CheckpointError, match="has format 2; this version reads format 5"):
+    with pytest.raises(CheckpointError, match="has format 2; this version reads format 6"):
         Catalogue(output).find("auto")
     CheckpointStore(output, 1, 0).tidy()
     assert newest.is_dir()

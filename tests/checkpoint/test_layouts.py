@@ -143,8 +143,9 @@ def test_plans_grow_with_the_parameters_and_not_with_the_bytes(tmp_path):
     assert len(planner.create_local_plan().items) == len(tensors)
     save(tmp_path / "saved", shards, optimizer, {"step": STEP})
     stored = json.loads((tmp_path / "saved" / "tensors.json").read_text())
-    assert {name: len(tensor["pieces"]) for name, tensor in stored.items()} == dict.fromkeys(tensors, 1)
-    assert len(stored["weights/model.layers.0.mlp.up_proj.weight"]["pieces"][0]["rows"]) == 8
+    rows = {piece["tensor"]: piece["rows"] for piece in stored["pieces"]["__0_0.distcp"]}
+    assert [piece["tensor"] for piece in stored["pieces"]["__0_0.distcp"]] == list(tensors) and set(stored["shapes"]) == set(tensors)
+    assert len(rows["weights/model.layers.0.mlp.up_proj.weight"]) == 8
     reading = LoadPlanner(**AS_GIVEN)
     reading.set_up_planner(tensors, Reader(tmp_path / "saved").read_metadata())
     assert reading.create_local_plan().items == []

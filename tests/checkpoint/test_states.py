@@ -29,12 +29,12 @@ def test_a_sealed_state_without_what_a_reader_needs_is_told_and_ends_no_table(tm
     """None stands for a key that is not there."""
     path = tmp_path / "checkpoints" / "step-00000001"
     path.mkdir(parents=True)
-    seal(path, {key: value for key, value in (WHOLE | changed).items() if value is not None}, {})
+    seal(path, {key: value for key, value in (WHOLE | changed).items() if value is not None}, [])
     [row] = list_checkpoints(tmp_path).columns[-1].cells
     assert told in row
 
 
 def test_every_reader_of_a_state_names_what_it_does_not_say(tmp_path):
-    seal(tmp_path, {"step": 1}, {})
+    seal(tmp_path, {"step": 1}, [])
     with pytest.raises(DamagedError, match=r"state\.json does not say its vocabulary"):
         read_state(tmp_path)["vocabulary"]

@@ -72,8 +72,9 @@ def test_the_pickles_would_do_harm(tmp_path):
     [
         ("tensors.json", "[" * 100_000),
         ("tensors.json", "[1]"),
-        ("tensors.json", '{"weights/lm_head.weight": {"shape": [3, 2], "pieces": [{"file": "/etc/passwd", "chunk": 0}]}}'),
-        ("tensors.json", '{"weights/lm_head.weight": {"shape": [1e9], "pieces": 5}}'),
+        ("tensors.json", '{"shapes": {"w": [3, 2]}, "pieces": {"/etc/passwd": [{"tensor": "w", "chunk": 0, "offset": [0, 0]}]}}'),
+        ("tensors.json", '{"shapes": {}, "pieces": {"__0_0.distcp": [{"tensor": "w", "chunk": 0, "offset": [0]}]}}'),
+        ("tensors.json", '{"shapes": {"weights/lm_head.weight": [1e9]}, "pieces": 5}'),
     ],
 )
 def test_what_is_sealed_and_senseless_is_one_line(world, tmp_path, monkeypatch, capsys, name, content):

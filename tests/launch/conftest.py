@@ -77,6 +77,6 @@ def run(good_recipe, tmp_path):
     checkpoint = tmp_path / "checkpoints" / "step-00000005"
     checkpoint.mkdir(parents=True)
     state = state_of(ready.recipe, 5, 200, ready.batches.fingerprint, "code", phases_of(ready.recipe), NOTHING_WRONG)
-    seal(checkpoint, {"step": 5, "serial": 1, **state}, {})
+    seal(checkpoint, {"step": 5, "serial": 1, **state}, [])
     (tmp_path / "checkpoints" / "latest").write_text(checkpoint.name)
     return options

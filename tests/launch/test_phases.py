@@ -34,7 +34,7 @@ def save(recipe, options, step: int, serial: int) -> None:
     checkpoint = output / "checkpoints" / f"step-{step:08}"
     checkpoint.mkdir()
     state = state_of(ready.recipe, step, ready.vocabulary, ready.batches.fingerprint, "code", phases, NOTHING_WRONG)
-    seal(checkpoint, {"step": step, "serial": serial, **state}, {})
+    seal(checkpoint, {"step": step, "serial": serial, **state}, [])
     (output / "checkpoints" / "latest").write_text(checkpoint.name)
 
 
