@@ -36,7 +36,7 @@ def test_the_shipped_files_choose_what_their_names_say():
         choice = read_deepspeed(str(path))
         stage = int(path.stem.split("zero")[1][0])
         assert (choice.zero_stage, choice.bf16, choice.offload) == (stage, "bf16" in path.stem, "offload" in path.stem)
-        assert choice.raw["zero_optimization"].get("overlap_comm", False) is (stage == 3)   # wrong sums under ZeRO 1 and 2
+        assert choice.raw["zero_optimization"].get("overlap_comm", False) is (stage == 3)
 
 
 def test_deepspeed_takes_every_shipped_file_with_the_recipes_values():

@@ -15,6 +15,8 @@ from tests.distributed.ranks import train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIGHT = "tests/distributed/zero3-tight.json"  # ZeRO-3 with every parameter really cut and several sub-groups
+OVERLAP = "tests/distributed/zero{}-overlap.json"  # gradients travel beside backward, in several buckets; one matrix is larger than any
+WIRE = "tests/distributed/zero{}-wire-bf16.json"  # gradients of fp32 weights travel in bf16
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ LAYOUTS = [
     *(Layout(f"data 2, ZeRO-{z}", 2, zero(z)) for z in range(4)),
     *(Layout(f"data 3, ZeRO-{z}", 3, zero(z)) for z in range(4)),
     Layout("data 3, ZeRO-3, all cut", 3, {"deepspeed": TIGHT}),
+    Layout("overlap: data 3, ZeRO-1", 3, {"deepspeed": OVERLAP.format(1)}),
+    Layout("overlap: tensor 2 × data 2, ZeRO-2", 4, cut(2) | {"deepspeed": OVERLAP.format(2)}),
     Layout("data 2, ZeRO-2, offload", 2, zero(2, offload=True)),
     Layout("data 2, ZeRO-3, offload", 2, zero(3, offload=True)),
     Layout("tensor 2", 2, cut(2)),

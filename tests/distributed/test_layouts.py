@@ -4,11 +4,12 @@ import pytest
 
 from megatron_ngpt.config.load import load_recipe
 from megatron_ngpt.data.tokenizer import Tokenizer
-from tests.distributed.layouts import LAYOUTS, VARIANTS
+from tests.distributed.layouts import LAYOUTS, VARIANTS, WIRE, Layout, difference
 
 pytestmark = pytest.mark.usefixtures("in_repository")
 TOLERANCE = 1e-5
 NORM_ERROR = 1e-6
+ROUNDING = 2.0**-8  # of bf16, from one number to the next
 SLOW = 6  # ranks under ZeRO-3, which take twice as long on two cores as any other row
 ROWS = [pytest.param(layout, marks=[pytest.mark.heavy] * (layout.ranks == SLOW), id=layout.name) for layout in LAYOUTS]
 
@@ -21,6 +22,15 @@ def test_layout_equals_one_rank(layout, table):
     assert found.loss <= TOLERANCE
     assert found.grad_norm <= TOLERANCE
     assert found.weights <= TOLERANCE
+    assert found.norm_error <= NORM_ERROR
+
+
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.heavy)])
+def test_gradients_that_travel_in_bf16_are_rounded_and_no_more(stage, table):
+    layout = Layout(f"wire, ZeRO-{stage}", 2, {"deepspeed": WIRE.format(stage)})
+    found = difference(table.run(layout, layout.name), table.reference(layout.variant))
+    assert found.loss <= TOLERANCE
+    assert TOLERANCE < found.grad_norm <= ROUNDING
     assert found.norm_error <= NORM_ERROR
 
 

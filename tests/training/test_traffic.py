@@ -21,7 +21,7 @@ from megatron_ngpt.sphere import rows
 from megatron_ngpt.training.engine import Engine
 from tests.collectives import Call, counted
 from tests.distributed.corpus import REPOSITORY
-from tests.distributed.layouts import TIGHT
+from tests.distributed.layouts import TIGHT, WIRE
 from tests.on_ranks import on_ranks
 
 VOCABULARY = 333  # divides over neither two nor four tensor ranks
@@ -45,6 +45,8 @@ FAMILIES = {  # ranks -> what they train, one after another
     2: {
         **{f"data 2, ZeRO-{stage}": cut(json=zero(stage)) for stage in range(4)},
         **{f"data 2, bf16 ZeRO-{stage}": cut(json=zero(stage, bf16=True)) for stage in (1, 2, 3)},
+        **{f"bf16 on the wire: data 2, ZeRO-{stage}": cut(json=WIRE.format(stage)) for stage in (2, 3)},
+        "fp32 on the wire: data 2, bf16 ZeRO-2": cut(json="tests/distributed/bf16-zero2-wire-fp32.json"),
         "data 2, ZeRO-2, offload": cut(json=zero(2, offload=True)),
         "data 2, ZeRO-3, offload": cut(json=zero(3, offload=True)),
         "decay: data 2, ZeRO-1": cut(json=zero(1), optimizer={"weight_decay": 0.1}),
