@@ -3,12 +3,14 @@
 | optimiser | where it asks for its norm | what is put there |
 | --- | --- | --- |
 | none (ZeRO-0 in fp32) | never | the base optimiser's step hook |
-| `DeepSpeedZeroOptimizer` (ZeRO-1, 2) | `scaled_global_norm` | its own norm goes to us, it gets 0 |
-| `DeepSpeedZeroOptimizer_Stage3` | `_get_norm_groups` | its own norm goes to us, it gets 0 |
+| `DeepSpeedZeroOptimizer` (ZeRO-1, 2) | `scaled_global_norm` | the norm of the gradients it would have measured goes to us, it gets 0 |
+| `DeepSpeedZeroOptimizer_Stage3` | `_get_norm_groups` | the same |
+| these two, offloaded | the same | its own norm, of what is in host memory, goes to us, it gets 0 |
 | `BF16_Optimizer` (bf16 ZeRO-1) | `get_grads_for_norm` | the norm of what it would have measured goes to us, it gets a 0 to measure |
 
-A norm of 0 is finite, so DeepSpeed never skips a step by itself, and waits for no device to learn that; its clip is off
-(`config/deepspeed_json.py`). `BF16_Optimizer` alone still waits once a step, for the norm of that 0.
+Its own norm costs a reduction for each group of parameters; ours travels with the loss. A norm of 0 is finite, so DeepSpeed never skips a
+step by itself, and waits for no device to learn that; its clip is off (`config/deepspeed_json.py`). `BF16_Optimizer` alone still waits once
+a step, for the norm of that 0.
 """
 
 from collections.abc import Callable, Iterable
@@ -42,7 +44,8 @@ def before_weights_move(optimizer, base: torch.optim.Optimizer, parameters: list
         measured = optimizer.scaled_global_norm
 
         def scaled_global_norm(*_, **__) -> float:
-            judge(measured().square() / world)
+            held = optimizer.params_in_partition
+            judge(measured().square() / world if optimizer.cpu_offload else _of_partitions(optimizer.averaged_gradients, held))
             return 0.0
 
         optimizer.scaled_global_norm = scaled_global_norm
@@ -50,7 +53,10 @@ def before_weights_move(optimizer, base: torch.optim.Optimizer, parameters: list
         norms = optimizer._get_norm_groups
 
         def no_norm_groups() -> list[float]:
-            judge(combine_grad_norm_groups(norms()).square().to(parameters[0].device) / world)
+            if optimizer.offload_optimizer:
+                judge(combine_grad_norm_groups(norms()).square().to(parameters[0].device) / world)
+            else:
+                judge(_of_partitions(optimizer.averaged_gradients, optimizer.fp16_groups))
             return [0.0]
 
         optimizer._get_norm_groups = no_norm_groups
@@ -67,9 +73,18 @@ def before_weights_move(optimizer, base: torch.optim.Optimizer, parameters: list
         raise refusal(parameters[0].placement.record.name, f"{type(optimizer).__name__} asks for no gradient norm that is known")
 
 
+def _of_partitions(gradients: dict[int, list[torch.Tensor]], held: list[list[nn.Parameter]]) -> torch.Tensor:
+    """The squared norm of this rank's partitions: by group, the gradients of the parameters `held` in it; what pads them may come last."""
+    counted = []
+    for group, parameters in enumerate(held):
+        own = [gradient for gradient in gradients[group] if not getattr(gradient, "_zero_padding", False)]
+        counted += [gradient for gradient, parameter in zip(own, parameters, strict=False) if parameter.counted]
+    return sum_of_squares(counted, gradients[0][0].device)
+
+
 def sum_of_squares(tensors: Iterable[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Of all numbers, an fp32 scalar."""
     tensors = list(tensors)
     if not tensors:
         return torch.zeros((), device=device)
-    return torch.stack(torch._foreach_norm(tensors)).square().sum().float()
+    return torch.stack(torch._foreach_norm(tensors, 2, torch.float32)).square().sum()
