@@ -1,6 +1,7 @@
 """The two kinds of block: nGPT's, two steps of an optimiser on the sphere, and the baseline's, two residual additions."""
 
 from contextlib import nullcontext
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -45,11 +46,13 @@ class Block(nn.Module):
     """What both kinds share: a number, recomputation and compilation. A kind defines `step`, which inference calls with
     the `past` of each block."""
 
+    fusion: ClassVar[dict[str, int]] = {}  # options of the compiler's
+
     def __init__(self, blueprint: Blueprint, number: int):
         super().__init__()
         self.blueprint, self.number = blueprint, number
         self.build(blueprint, f"model.layers.{number}")
-        self._run = torch.compile(self.step) if blueprint.compile else self.step
+        self._run = torch.compile(self.step, options=self.fusion) if blueprint.compile else self.step
 
     def forward(self, h_BTD: torch.Tensor, window: Window) -> torch.Tensor:
         """One block on h [B, T, D], or on this rank's slice of the sequence."""
@@ -61,6 +64,8 @@ class Block(nn.Module):
 
 class NormalizedBlock(Block):
     """h ← Norm(h + α_A (h_A − h)), then h ← Norm(h + α_M (h_M − h)), or the same along great circles."""
+
+    fusion: ClassVar = {"realize_reads_threshold": 100}  # computed again by each pass, not written for the next: a step's six sums read h
 
     def build(self, blueprint: Blueprint, name: str) -> None:
         """The block's parts, called `name` in the table of parameters."""

@@ -1,6 +1,6 @@
-"""Queries and keys on the sphere, for training: rotated, normalised and scaled, of which backward keeps what went in alone.
+"""Queries and keys on the sphere, for training: rotated, normalised and scaled, of which backward keeps what went in and its inverse norms.
 
-Forward and backward go over some rows at a time (`row_parts`). Shapes: B batch, T sequence, H heads, K head size.
+Forward and backward go over some positions at a time (`row_parts`). Shapes: B batch, T sequence, H heads, K head size.
 """
 
 import torch
@@ -19,25 +19,28 @@ def to_sphere(x_BTHK: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, scale_
 
 
 class _ToSphere(torch.autograd.Function):
+    """A rotation keeps lengths: forward takes the norm of the rotated vectors, which it is reading anyway; backward normalises first, or the
+    compiler would take that for forward's product, and keep it."""
+
     @staticmethod
     def forward(ctx, x_BTHK, cos, sin, scale_HK) -> torch.Tensor:
-        ctx.save_for_backward(x_BTHK, cos, sin, scale_HK)
-        out_BTHK = x_BTHK.new_empty(x_BTHK.shape)
-        for out, x, cos_, sin_ in row_parts(*_by_position(out_BTHK, x_BTHK, cos, sin)):
-            out.copy_(_scaled(rotate(x, cos_, sin_) * inverse_norm(x), scale_HK))
+        out_BTHK, inverses = x_BTHK.new_empty(x_BTHK.shape), x_BTHK.new_empty((*x_BTHK.shape[:-1], 1), dtype=torch.float32)
+        for out, inverse, x, cos_, sin_ in row_parts(out_BTHK, inverses, x_BTHK, *_of_samples(cos, sin), axis=1):
+            turned = rotate(x, cos_, sin_)
+            inverse.copy_(inverse_norm(turned))
+            out.copy_(_scaled(turned * inverse, scale_HK))
+        ctx.save_for_backward(x_BTHK, inverses, cos, sin, scale_HK)
         return out_BTHK
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        x_BTHK, cos, sin, scale_HK = ctx.saved_tensors
+        x_BTHK, inverses, cos, sin, scale_HK = ctx.saved_tensors
         by_x_BTHK, by_scale = x_BTHK.new_empty(x_BTHK.shape), None if scale_HK is None else torch.zeros_like(scale_HK)
-        for by_x, x, g, cos_, sin_ in row_parts(*_by_position(by_x_BTHK, x_BTHK, grad, cos, sin)):
-            inverse = inverse_norm(x)
+        for by_x, x, inverse, g, cos_, sin_ in row_parts(by_x_BTHK, x_BTHK, inverses, grad, *_of_samples(cos, sin), axis=1):
             unit_ = x * inverse
             if by_scale is not None:
                 by_scale += (rotate(unit_, cos_, sin_) * g).sum((0, 1))
-            by_unit = rotate(_scaled(g, scale_HK), cos_, -sin_)
-            by_x.copy_(through_norm(by_unit, unit_, inverse))
+            by_x.copy_(through_norm(rotate(_scaled(g, scale_HK), cos_, -sin_), unit_, inverse))
         return by_x_BTHK, None, None, by_scale
 
 
@@ -45,6 +48,6 @@ def _scaled(x: torch.Tensor, scale_HK: torch.Tensor | None) -> torch.Tensor:
     return x if scale_HK is None else x * scale_HK
 
 
-def _by_position(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """With positions first, [T, B, ...]; what all samples share, [T, K], as [T, 1, K]."""
-    return [tensor.unsqueeze(1) if tensor.ndim == 2 else tensor.transpose(0, 1) for tensor in tensors]
+def _of_samples(*tables: torch.Tensor) -> list[torch.Tensor]:
+    """[B, T, K]; what all samples share as [1, T, K]."""
+    return [table.unsqueeze(0) if table.ndim == 2 else table for table in tables]

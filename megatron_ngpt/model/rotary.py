@@ -16,9 +16,9 @@ FAST, SLOW = 32, 1  # YaRN leaves pairs that turn this often within the original
 
 @lru_cache(maxsize=8)
 def rotation_table(context: int, model: Model, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of every position's angles, fp32 [context, K] each, the second half repeating the first."""
-    angles = torch.arange(context, device=device, dtype=torch.float64).outer(frequencies(model).to(device)).repeat(1, 2)
-    return angles.cos().float(), angles.sin().float()
+    """What `rotate` multiplies a head and its swapped halves by, fp32 [context, K] each: every position's (cos, cos) and (−sin, sin)."""
+    angles = torch.arange(context, device=device, dtype=torch.float64).outer(frequencies(model).to(device))
+    return angles.cos().float().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), 1).float()
 
 
 def frequencies(model: Model) -> torch.Tensor:
@@ -58,10 +58,13 @@ def score_factor(scaling: RopeScaling) -> float:
 
 
 def rotate(x_BTHK: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Each head of `x` rotated by its position's angles; fp32. cos, sin: [T, K] or [B, T, K]."""
-    x = x_BTHK.float()
-    first, second = x.chunk(2, -1)
-    return x * cos.unsqueeze(-2) + torch.cat((-second, first), -1) * sin.unsqueeze(-2)
+    """Each head of `x` rotated by its position's angles; fp32. cos, sin: of `rotation_table`, [T, K] or [B, T, K]; −sin turns back.
+
+    The halves are swapped by an index, not by `cat`: the compiler makes kernels of their own of what is joined.
+    """
+    halves = x_BTHK.float().unflatten(-1, (2, -1))
+    cos, sin = (table.unflatten(-1, (2, -1)).unsqueeze(-3) for table in (cos, sin))
+    return (halves * cos + halves.flip(-2) * sin).flatten(-2)
 
 
 def document_positions(documents_BT: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,12 @@ import torch
 _CPU_NUMBERS, _DEVICE_NUMBERS = 1 << 17, 1 << 26  # half a MiB in fp32: more, and glibc maps each temporary anew, a fault a page
 
 
-def row_parts(*tensors: torch.Tensor) -> Iterable[tuple[torch.Tensor, ...]]:
-    """Views of as many rows of the tensors [R, ...], side by side, as the first one's numbers allow; all of them for the compiler, which
-    fuses the passes."""
+def row_parts(*tensors: torch.Tensor, axis: int = 0) -> Iterable[tuple[torch.Tensor, ...]]:
+    """Views of as many rows of the tensors, which lie along `axis` side by side, as the first one's numbers allow; all of them for the
+    compiler, which fuses the passes."""
     if torch.compiler.is_compiling():
         return [tensors]
     first = tensors[0]
     numbers = _CPU_NUMBERS if first.device.type == "cpu" else _DEVICE_NUMBERS
-    rows = max(1, numbers // max(1, first[:1].numel()))
-    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+    rows = max(1, numbers // max(1, first.narrow(axis, 0, min(1, first.shape[axis])).numel()))
+    return zip(*(tensor.split(rows, axis) for tensor in tensors), strict=True)
