@@ -19,8 +19,8 @@ def to_sphere(x_BTHK: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, scale_
 
 
 class _ToSphere(torch.autograd.Function):
-    """A rotation keeps lengths: forward takes the norm of the rotated vectors, which it is reading anyway; backward normalises first, or the
-    compiler would take that for forward's product, and keep it."""
+    """A rotation keeps lengths: forward takes the norm of the rotated vectors, in the same pass. Backward normalises first: the other
+    order the compiler would take for forward's, and keep that product."""
 
     @staticmethod
     def forward(ctx, x_BTHK, cos, sin, scale_HK) -> torch.Tensor:

@@ -86,7 +86,7 @@ def test_nothing_is_kept_but_what_they_read(name):
     with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         PASSES[name][0](*inputs)
     read = {x.data_ptr() for x in (*inputs, *TABLE, *OF_EACH_SAMPLE)}
-    assert all(tensor.data_ptr() in read or tensor.numel() in (B * T, B * T * H) for tensor in kept)  # beside them a step's two norms, a head's
+    assert all(tensor.data_ptr() in read or tensor.numel() in (B * T, B * T * H) for tensor in kept)  # beside them norms
 
 
 @pytest.mark.parametrize("name", PASSES)
