@@ -172,11 +172,6 @@ def _deepspeed(recipe: Recipe, choice: DeepSpeedChoice) -> Iterator[str]:
         yield f"{where}: offload does not work under a pipeline; choose a file without offload, or parallel.pipeline: 1"
     if choice.bf16 and choice.zero_stage == 0:
         yield f"{where}: bf16 keeps fp32 masters only under ZeRO; choose bf16-zero1.json (or 2, 3), or zero0.json for fp32"
-    if recipe.training.compile and choice.zero_stage == 3:
-        yield (
-            "training.compile = true: compiled blocks and ZeRO-3, which gathers weights as a block runs, do not go together; "
-            "choose ZeRO 0, 1 or 2, or compile: false"
-        )
 
 
 def _divisors(size: int, near: int) -> str:

@@ -14,6 +14,7 @@ from megatron_ngpt.model.feed_forward import FeedForward, NormalizedFeedForward
 from megatron_ngpt.model.recompute import recomputed, selectively
 from megatron_ngpt.model.scales import effective
 from megatron_ngpt.model.window import Window
+from megatron_ngpt.parallel.compilation import when_called
 from megatron_ngpt.parallel.placement import parameter
 from megatron_ngpt.parallel.regions import copy_to_ranks
 from megatron_ngpt.sphere.geometry import slerp_step, unit
@@ -52,7 +53,7 @@ class Block(nn.Module):
         super().__init__()
         self.blueprint, self.number = blueprint, number
         self.build(blueprint, f"model.layers.{number}")
-        self._run = torch.compile(self.step, options=self.fusion) if blueprint.compile else self.step
+        self._run = when_called(self.step, options=self.fusion) if blueprint.compile else self.step
 
     def forward(self, h_BTD: torch.Tensor, window: Window) -> torch.Tensor:
         """One block on h [B, T, D], or on this rank's slice of the sequence."""

@@ -6,6 +6,7 @@ from torch import nn
 from megatron_ngpt.model.blocks import RMSNorm
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.scales import effective
+from megatron_ngpt.parallel.compilation import when_called
 from megatron_ngpt.parallel.head_loss import VocabularyHead
 from megatron_ngpt.parallel.linear import enter_region
 from megatron_ngpt.parallel.placement import parameter, place
@@ -36,7 +37,7 @@ class Head(nn.Module):
         self.blueprint, self.axis = blueprint, blueprint.grid.tensor
         self.weight = parameter(blueprint.parameters["lm_head.weight"], self.axis)
         first, self.entries = local_vocabulary(blueprint)
-        self._product = torch.compile(product) if blueprint.compile else product
+        self._product = when_called(product) if blueprint.compile else product
         self.losses = VocabularyHead(self.axis, first, self.weight.placement.local[0], blueprint.compile)
 
     def forward(self, h_BTD: torch.Tensor, targets_BT: torch.Tensor | None = None) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
+from megatron_ngpt.parallel.compilation import when_called
 from megatron_ngpt.parallel.grid import Axis
 from megatron_ngpt.parallel.row_parts import row_parts
 
@@ -54,10 +55,10 @@ class _Chunked:
 
 
 class _Fused:
-    """Compiled when they are first called: loading the compiler takes seconds that a run without it need not wait."""
+    """Each pass compiled."""
 
     def __init__(self):
-        self.log_sum_exp, self.to_gradient = torch.compile(_log_sum_exp), torch.compile(_to_gradient)
+        self.log_sum_exp, self.to_gradient = when_called(_log_sum_exp), when_called(_to_gradient)
 
 
 _compiled = cache(_Fused)

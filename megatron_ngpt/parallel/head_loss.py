@@ -12,6 +12,7 @@ import torch
 
 from megatron_ngpt.config.costs.memory import LOGITS_AT_ONCE
 from megatron_ngpt.parallel import cross_entropy
+from megatron_ngpt.parallel.compilation import when_called
 from megatron_ngpt.parallel.grid import Axis
 from megatron_ngpt.parallel.products import fold, input_gradient, outputs, unfold_gradient, weight_gradient
 
@@ -66,7 +67,7 @@ class VocabularyHead:
         return _fused(function) if self.compiled and scale_V is not None else function
 
 
-_fused = cache(torch.compile)
+_fused = cache(when_called)
 
 
 class _MeanLoss(torch.autograd.Function):

@@ -6,12 +6,11 @@ the local sum of squares, for cut rows one reduction of those partial sums over 
 No weight is gathered. `rows.py` says what travels.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
+from megatron_ngpt.parallel.compilation import when_called
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.shards import Shard, stepped_buffers
 from megatron_ngpt.sphere.rows import CutRows, SphereRows, sphere_rows
@@ -39,7 +38,7 @@ class Renormaliser:
     """
 
     def __init__(self, shards: dict[str, Shard], grid: RankGrid, optimizer=None, compiled: bool = False):
-        self._rescale = _compiled() if compiled else _rescale_in_chunks
+        self._rescale = _rescale_in_one_pass if compiled else _rescale_in_chunks
         self.rows: SphereRows = sphere_rows(shards, grid)
         self._buffers = stepped_buffers(optimizer)
 
@@ -101,10 +100,7 @@ def _rescale(rows: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tens
     return norms
 
 
-@cache
-def _compiled() -> Callable[..., torch.Tensor]:
-    """`_rescale` in one pass; made when first asked for, since the compiler takes half a second to import."""
-    return torch.compile(_rescale, dynamic=True)
+_rescale_in_one_pass = when_called(_rescale, dynamic=True)
 
 
 def _rescale_in_chunks(rows: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:

@@ -16,6 +16,7 @@ from megatron_ngpt.data.batches import Rows
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import TrainingError
 from megatron_ngpt.inference.live import LiveModel, live_model
+from megatron_ngpt.model.blocks import Block
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.model.ends import Head
@@ -224,7 +225,8 @@ def _zero_stage(engine_config: dict) -> int:
 
 
 def build_module(blueprint: Blueprint, engine_config: dict) -> torch.nn.Module:
-    """The model of this rank: a pipeline stage, or the whole layer list; under ZeRO-3 each parameter is cut as soon as it exists."""
+    """The model of this rank: a pipeline stage, or the whole layer list; under ZeRO-3 each parameter is cut as soon as it exists, and a
+    block's are gathered together, by hooks around the block: what is inside can be compiled, and compiled code runs no hooks."""
     if blueprint.grid.pipeline.size > 1:
         return DecoderPipeline(blueprint)
     if _zero_stage(engine_config) < 3:
@@ -233,4 +235,6 @@ def build_module(blueprint: Blueprint, engine_config: dict) -> torch.nn.Module:
     with deepspeed.zero.Init(
         data_parallel_group=grid.replicas.group, config_dict_or_path=engine_config, mpu=DeepSpeedTopology(grid)
     ):
-        return Decoder(blueprint)
+        decoder = Decoder(blueprint)
+    deepspeed.utils.set_z3_leaf_modules(decoder, [Block])
+    return decoder

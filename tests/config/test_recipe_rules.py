@@ -86,7 +86,6 @@ def test_what_does_not_fit_is_one_line(recipe, overrides, world, said):
     (DeepSpeedChoice(3, True, False, {}), ["--parallel.pipeline=2"], "choose bf16-zero1.json, or parallel.pipeline: 1"),
     (DeepSpeedChoice(1, True, True, {}), ["--parallel.pipeline=2"], "choose a file without offload"),
     (DeepSpeedChoice(0, True, False, {}), [], "choose bf16-zero1.json"),
-    (DeepSpeedChoice(3, False, False, {}), ["--training.compile=true"], "choose ZeRO 0, 1 or 2, or compile: false"),
 ])
 def test_combinations_that_deepspeed_cannot_run(recipe, choice, overrides, said):
     found = problems(recipe(*overrides), choice, 2)

@@ -1,8 +1,8 @@
-"""Compiled blocks train the same model, alone and broken at the collectives of a layout. Heavy: every rank compiles."""
+"""Compiled blocks train the same model: alone, broken at a layout's collectives, between ZeRO-3's gathers. Heavy: every rank compiles."""
 
 import pytest
 
-from tests.distributed.layouts import Layout, cut, difference, spread, zero
+from tests.distributed.layouts import TIGHT, Layout, cut, difference, spread, zero
 
 pytestmark = [pytest.mark.usefixtures("in_repository"), pytest.mark.heavy, pytest.mark.timeout(900)]
 COMPILED = {"training.compile": "true"}
@@ -16,6 +16,8 @@ COMPILED = {"training.compile": "true"}
         Layout("pipeline 2, masked blend", 2, cut(pipeline=2) | COMPILED, "blend, masked documents"),
         Layout("gpt, tensor 2", 2, cut(2) | COMPILED, "gpt"),
         Layout("tensor 2, selective, chunks", 2, cut(2) | COMPILED | {"training.recompute": "selective", "training.ffn_chunks": "4"}),
+        Layout("data 3, ZeRO-3, all cut, recompute", 3, {"deepspeed": TIGHT} | COMPILED | {"training.recompute": "full"}),
+        Layout("tensor 2 × data 2, sequence, ZeRO-3, offload", 4, cut(2, sequence=True) | zero(3, offload=True) | COMPILED),
         Layout("context 2, ring, masked blend", 2, spread("ring", 2) | COMPILED, "blend, masked documents"),
     ],
     ids=lambda layout: layout.name,
