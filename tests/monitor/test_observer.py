@@ -184,7 +184,7 @@ def test_watching_compiles_nothing_and_leaves_nothing_behind(monkeypatch):
     """Blocks run as they are then: a compiled one that is watched would be compiled once more, and once more after that."""
     graphs = []
 
-    def count(graph, _inputs):
+    def count(graph, _inputs, **_options):
         graphs.append(graph)
         return graph.forward
 
