@@ -2,22 +2,18 @@
 
     python -m benchmarks.passes [--hidden D] [--output FILE.json]
 
-Inductor counts what each of its kernels reads and writes, as it fuses them for the CPU. All but matrix products and attention are counted
-here; products are fast on a GPU, so these are what is left there. What grows with the batch, a token and a number of the hidden state, is
-told apart from what does not: passes over weights, once a step.
+Inductor counts what each of its kernels reads and writes, as it fuses them for a CPU and for a GPU, which need not be there
+(`benchmarks/fusion.py`). All but matrix products and attention are counted; products are fast on a GPU, so these are what is left there.
+What grows with the batch, a token and a number of the hidden state, is told apart from what does not: passes over weights, once a step.
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch._inductor import config
-from torch._inductor.graph import GraphLowering
-from torch._inductor.scheduler import ExternKernelSchedulerNode, NopKernelSchedulerNode
 
+from benchmarks.fusion import DEVICES, Passes, counting
 from benchmarks.machine import write
 from benchmarks.saved import VARIANTS
 from megatron_ngpt.config.recipe import Model
@@ -28,45 +24,14 @@ from megatron_ngpt.model.window import window_of
 CONTEXT = 1024
 
 
-@dataclass
-class Passes:
-    """Of one block's forward and backward: bytes that kernels move, how many there are, and of how many graphs they are."""
-
-    bytes: int = 0
-    kernels: int = 0
-    graphs: int = 0
-
-
-@contextmanager
-def counted() -> Iterator[Passes]:
-    """Whatever is compiled in the block, once each."""
-    passes, codegen = Passes(), GraphLowering.codegen
-
-    def counting(graph: GraphLowering, *arguments, **keys):
-        made = codegen(graph, *arguments, **keys)
-        kernels = [node for node in graph.scheduler.nodes if not isinstance(node, ExternKernelSchedulerNode | NopKernelSchedulerNode)]
-        passes.bytes += sum(node.get_read_write_buffers_sizes() for node in kernels)
-        passes.kernels += len(kernels)
-        passes.graphs += 1
-        return made
-
-    GraphLowering.codegen = counting
-    try:
-        with config.patch(force_disable_caches=True):
-            yield passes
-    finally:
-        GraphLowering.codegen = codegen
-
-
-def passes_of(keys: dict, options: dict, hidden: int, sequences: int) -> Passes:
+def passes_of(keys: dict, options: dict, hidden: int, sequences: int, device: torch.device) -> Passes:
     """Of a block of so many sequences."""
-    torch._dynamo.reset()
     model = Model(layers=1, hidden=hidden, heads=hidden // 64, ffn=4 * hidden, context=CONTEXT, **keys)
-    module = Decoder(Blueprint(model, 512, compile=True, **options)).to(torch.bfloat16)
+    module = Decoder(Blueprint(model, 512, **options)).to(torch.bfloat16)
     window = window_of(module.blueprint, CONTEXT, None, module)
     h_BTD = module.layers[0](torch.zeros((sequences, CONTEXT), dtype=torch.int64)).detach().requires_grad_()
-    with counted() as passes:
-        module.layers[1](h_BTD, window).sum().backward()
+    step, passes = counting(module.layers[1].step, device, module.layers[1].fusion)
+    step(h_BTD, window).sum().backward()
     return passes
 
 
@@ -76,14 +41,16 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256, help="size of the hidden state; the feed-forward's is four times that")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/passes.json"))
     options = parser.parse_args()
-    print("| block | bytes × hidden a token | bytes a number of the weights, a step | kernels | graphs |\n| --- | --- | --- | --- | --- |")
+    print("| block | fused for a | bytes × hidden a token | bytes a number of the weights, a step | kernels | graphs |")
+    print("| --- | --- | --- | --- | --- | --- |")
     result, weights = {}, 16 * options.hidden**2
     for name, variant in VARIANTS.items():
-        few, many = (passes_of(*variant, options.hidden, sequences) for sequences in (2, 4))
-        each = (many.bytes - few.bytes) / (2 * CONTEXT)
-        rest = few.bytes - 2 * CONTEXT * each
-        result[name] = {"bytes_a_token": each, "bytes_a_step": rest, **asdict(few)}
-        print(f"| {name} | {each / options.hidden:.1f} | {rest / weights:.2f} | {few.kernels} | {few.graphs} |", flush=True)
+        for kind, device in DEVICES.items():
+            few, many = (passes_of(*variant, options.hidden, sequences, device) for sequences in (2, 4))
+            each = (many.bytes - few.bytes) / (2 * CONTEXT)
+            rest = few.bytes - 2 * CONTEXT * each
+            result[f"{name}, {kind}"] = {"bytes_a_token": each, "bytes_a_step": rest, **asdict(few)}
+            print(f"| {name} | {kind} | {each / options.hidden:.1f} | {rest / weights:.2f} | {few.kernels} | {few.graphs} |", flush=True)
     write(options.output, {"passes": result})
 
 
