@@ -3,7 +3,7 @@
 #
 #   launch/multinode.sh [options] HOSTFILE RECIPE.yaml [--section.key=value ...]
 #
-#   --launcher NAME        what starts processes on the other hosts: pdsh (ssh), or DeepSpeed's openmpi, mpich, impi, slurm     [pdsh]
+#   --launcher NAME        what starts processes on the other hosts: pdsh (ssh), or DeepSpeed's openmpi, impi (MPICH too), slurm     [pdsh]
 #   --launcher_args WORDS  more arguments for it
 #   --no_ssh --node_rank K --master_addr A    in containers without ssh: the same command on every host, with its place in the hostfile
 #   --master_addr A, --master_port P          where the ranks meet      [the first host's first address, 29500]
@@ -41,6 +41,7 @@ done
 [ $# -ge 2 ] || { usage >&2; exit 2; }
 hostfile=$1
 shift
+[ "$launcher" != mpich ] || { echo "--launcher mpich: its runner ends with 0 whatever the ranks say; take impi, for MPICH too" >&2; exit 2; }
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -f "$hostfile" ] || { echo "$hostfile: no such hostfile; write a line a host: NAME slots=RANKS" >&2; exit 2; }
 [ "$ssh" = yes ] || [ -n "$node_rank" ] || { echo "--no_ssh: needs --node_rank K, this host's place in $hostfile, from 0" >&2; exit 2; }

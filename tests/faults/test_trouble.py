@@ -1,6 +1,7 @@
 """Numerical trouble in whole runs: a bad step costs itself, a row of them a rollback and its samples, and resumed runs agree."""
 
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.faults.runs import checkpoints, lines, options
 pytestmark = pytest.mark.usefixtures("in_repository")
 KEYS = {"schedule.kind": "constant", "training.steps": 18, "training.skip.deviations": 0, "checkpoint.keep": 9}
 LAYOUTS = {1: {"one": zero(0)}, 2: {"tensor": cut(2), "zero1": zero(1), "zero3": zero(3), "pipeline": cut(pipeline=2)}}
+HEAVY = {name: {"deepspeed": f"ds_configs/{name}.json"} for name in ("bf16-zero1", "bf16-zero3", "zero2-offload")}
 
 
 def turn(corpus, output: Path, **keys) -> tuple[list[str], Path]:
@@ -29,14 +31,14 @@ def happened(output: Path, *kinds: str) -> list[dict]:
     return [event for event in read_events(output) if event["event"] in kinds]
 
 
-@pytest.mark.parametrize("ranks", LAYOUTS)
-def test_a_row_of_vetoes_rolls_back_to_the_run_that_never_saw_its_samples(corpus, tmp_path, ranks):
+@pytest.mark.parametrize(("ranks", "layouts"), [*LAYOUTS.items(), pytest.param(2, HEAVY, marks=pytest.mark.heavy)])
+def test_a_row_of_vetoes_rolls_back_to_the_run_that_never_saw_its_samples(corpus, tmp_path, ranks, layouts):
     turns = []
-    for name, layout in LAYOUTS[ranks].items():
+    for name, layout in layouts.items():
         turns += [turn(corpus, tmp_path / f"{kind}-{name}", **layout) for kind in ("row", "without")]
     turns.append(turn(corpus, tmp_path / "rare", **layout, **{"training.log_every": 8}))
     train(ranks, *turns[0], before=before, seconds=280, others=turns[1:])
-    for name in LAYOUTS[ranks]:
+    for name in layouts:
         assert trained(tmp_path / f"row-{name}") == trained(tmp_path / f"without-{name}"), name
         assert lines(tmp_path / f"row-{name}")[-1]["vetoed_steps"] == 3
         [back] = happened(tmp_path / f"row-{name}", "rollback")
@@ -45,6 +47,23 @@ def test_a_row_of_vetoes_rolls_back_to_the_run_that_never_saw_its_samples(corpus
     rare = {line["step"]: line["loss"] for line in lines(tmp_path / "rare")}
     assert rare == {line["step"]: line["loss"] for line in trained(tmp_path / f"without-{name}") if line["step"] in rare}
     assert sorted(rare) == [8, 16, 18] and len(happened(tmp_path / "rare", "rollback")) == 1
+
+
+@pytest.mark.heavy
+def test_a_rollback_outlives_a_kill_and_a_change_of_layout(corpus, tmp_path):
+    killed, moved, without = tmp_path / "row-killed", tmp_path / "row-moved", tmp_path / "without"
+    run, deadline = Run(2, *turn(corpus, killed, **zero(1)), before=before), time.monotonic() + 100
+    while not happened(killed, "rollback"):
+        assert time.monotonic() < deadline and all(p.is_alive() for p in run.processes), run.story()
+        time.sleep(0.005)
+    run.kill()
+    train(2, *turn(corpus, moved, **cut(2), **{"training.steps": 16}), before=before)
+    train(1, *turn(corpus, killed), before=before, others=[turn(corpus, moved), turn(corpus, without)])
+    for output in (killed, moved):
+        assert [line["step"] for line in lines(output)] == list(range(1, 19))
+        assert [line["loss"] for line in lines(output)] == pytest.approx([line["loss"] for line in lines(without)], rel=1e-5)
+        assert lines(output)[-1]["vetoed_steps"] == 3
+    assert len(happened(moved, "rollback")) == 1
 
 
 def test_one_bad_step_is_vetoed_and_told_and_resumed_runs_agree(corpus, tmp_path):
