@@ -125,7 +125,10 @@ def test_the_loop_waits_until_ranks_that_outlive_their_launcher_have_saved(stage
     assert process.wait(120) == status and (run / "saved").exists() and len(stage.calls()) == starts
 
 
-@pytest.mark.parametrize(("status", "restart", "requeued"), [(0, 0, False), (2, 0, False), (75, 0, True), (1, 2, True), (1, 3, False)])
+ENDS = [(0, 0, False), (2, 0, False), (75, 0, True), (75, 3, True), (1, 2, True), (1, 3, False)]
+
+
+@pytest.mark.parametrize(("status", "restart", "requeued"), ENDS)
 def test_slurm_requeues_what_can_go_on(stage, status, restart, requeued):
     stage.stand_in("srun", f"exit {status}")
     stage.stand_in("scontrol", "")

@@ -92,9 +92,10 @@ def test_goes_on_after(slurm, corpus, tmp_path, undisturbed, happens, words):
         begun = starts(run)[-1]
         slurm.wait(lambda: trained(run) > begun, "another step")
         print(f"| {what} | {time.monotonic() - struck:.0f} s | {max(reached - begun, 0)} |")
-        slurm.wait(lambda: slurm.job(job)["JobState"] in ENDED, "the end")
+        slurm.wait(lambda: slurm.job(job)["JobState"] in ENDED, "the end", 600)
         assert slurm.job(job)["JobState"] == "COMPLETED", slurm.story()
-        assert slurm.job(job)["Restarts"] == "1" and begun > 0
+        restarts = int(slurm.job(job)["Restarts"])
+        assert (begun > 0 and restarts == 1) or (restarts > 1 and happens is out_of_time)  # whose second start has as little time
         assert lines(run) == undisturbed
         assert not strays(slurm.hosts)
     finally:
