@@ -135,3 +135,16 @@ def test_slurm_requeues_what_can_go_on(stage, status, restart, requeued):
     job = {"SLURM_JOB_ID": "41", "SLURM_CPUS_PER_TASK": "1", "SLURM_RESTART_COUNT": str(restart)}
     assert stage.start("launch/slurm.sbatch", **job).wait(120) == status
     assert [call for call in stage.calls() if call.startswith("scontrol")] == ([f"scontrol {restart} requeue 41"] if requeued else [])
+
+
+def test_slurm_requeues_what_it_was_asked_to_stop_however_it_ended(stage):
+    """Ranks that the signal met while they were starting end by it, and leave no checkpoint."""
+    stage.stand_in("srun", f"trap 'exit 143' TERM; touch {stage.folder}/ready; while true; do sleep 0.1; done")
+    stage.stand_in("scancel", "exit 1")
+    stage.stand_in("scontrol", "")
+    job = {"SLURM_JOB_ID": "41", "SLURM_CPUS_PER_TASK": "1", "SLURM_RESTART_COUNT": "4"}
+    process, until = stage.start("launch/slurm.sbatch", **job), time.monotonic() + 60
+    while not (stage.folder / "ready").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 143 and stage.calls()[-1] == "scontrol 4 requeue 41"
