@@ -19,7 +19,7 @@ from megatron_ngpt.inference.forward import token_losses
 from megatron_ngpt.inference.load import LoadedModel, load_model
 from megatron_ngpt.inference.ranks import check_context, joined, shown
 from megatron_ngpt.model.window import held_positions
-from megatron_ngpt.parallel.regions import reduce_vector
+from megatron_ngpt.parallel.collectives import reduce_vector
 from megatron_ngpt.parallel.together import together
 
 T = TypeVar("T")

@@ -11,8 +11,8 @@ from megatron_ngpt.inference.ranks import from_last_stage
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.model.ends import local_vocabulary
 from megatron_ngpt.parallel import cross_entropy
+from megatron_ngpt.parallel.collectives import all_gather
 from megatron_ngpt.parallel.grid import Axis
-from megatron_ngpt.parallel.regions import all_gather
 
 
 class Scored(NamedTuple):

@@ -22,9 +22,9 @@ from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
+from megatron_ngpt.parallel.collectives import all_gather
 from megatron_ngpt.parallel.device import choose_device, start_process_group
 from megatron_ngpt.parallel.grid import RankGrid, make_grid
-from megatron_ngpt.parallel.regions import all_gather
 from megatron_ngpt.parallel.together import leads
 
 T = TypeVar("T")

@@ -11,8 +11,8 @@ from megatron_ngpt.model.attention import Attention
 from megatron_ngpt.model.ends import Head
 from megatron_ngpt.model.window import Window
 from megatron_ngpt.parallel.attention_plan import held_runs
+from megatron_ngpt.parallel.collectives import all_gather, all_reduce
 from megatron_ngpt.parallel.products import fold, outputs
-from megatron_ngpt.parallel.regions import all_gather, all_reduce
 
 QUERIES = 16  # of each head and sequence are looked at, evenly spread, the last one among them
 _SCORES = 1 << 22  # at a time

@@ -16,7 +16,7 @@ from megatron_ngpt.monitor.probe import OF_BLOCKS, Probe, probe_shapes
 from megatron_ngpt.monitor.sums import Sums
 from megatron_ngpt.monitor.table import Value
 from megatron_ngpt.monitor.weights import WeightWatch, matrix_kind, weight_shapes
-from megatron_ngpt.parallel.regions import reduce_vector
+from megatron_ngpt.parallel.collectives import reduce_vector
 from megatron_ngpt.parallel.shards import Shard
 
 QUANTILES = {"low": 0.1, "high": 0.9}

@@ -16,6 +16,11 @@ class Axis:
     group: dist.ProcessGroup | None = field(default=None, repr=False)
 
     @property
+    def name(self) -> str:
+        """Of the group, the same in every process that starts alike."""
+        return self.group.group_name
+
+    @property
     def first(self) -> bool:
         """This rank is the slice's first."""
         return self.rank == 0

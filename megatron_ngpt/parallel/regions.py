@@ -12,62 +12,22 @@
 | `heads_to_sequence` | all-to-all: slices of heads become slices of sequence | the reverse all-to-all |
 
 All take `x` of shape [batch, sequence, hidden] (`copy_to_ranks` and `reduce_from_ranks`: any shape) and the tensor `Axis`;
-on an axis of one rank all return `x` itself. Dynamo does not look inside: a compiled block breaks here, on purpose
-(`torch._disable_dynamo`: unlike `torch._dynamo.disable` it does not load the compiler before the first call).
+on an axis of one rank all return `x` itself. They break no compiled graph (`collectives.py`).
 """
 
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 
+from megatron_ngpt.parallel.collectives import all_gather, all_reduce, all_to_all, reduce_scatter
 from megatron_ngpt.parallel.grid import Axis
 
 Move = Callable[[torch.Tensor, Axis], torch.Tensor]
 
 
-def all_reduce(x: torch.Tensor, axis: Axis) -> torch.Tensor:
-    """The sum over the axis, in a new tensor."""
-    x = x.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(x, group=axis.group)
-    return x
-
-
-def reduce_vector(vector: torch.Tensor, axis: Axis, op: dist.ReduceOp = dist.ReduceOp.SUM) -> torch.Tensor:
-    """A small vector reduced over the axis, where it was; with nccl one of the host (offloaded masters) talks through the device."""
-    device = vector.device
-    if dist.get_backend(axis.group) == "nccl":
-        vector = vector.cuda()
-    dist.all_reduce(vector, op=op, group=axis.group)
-    return vector.to(device)
-
-
-def all_gather(x: torch.Tensor, axis: Axis, dim: int) -> torch.Tensor:
-    """Every rank's slice, joined along `dim` in rank order."""
-    gathered = x.new_empty((axis.size, *x.shape))
-    dist.all_gather_single(gathered.view(-1), x.contiguous().view(-1), group=axis.group)
-    return torch.cat(gathered.unbind(0), dim)
-
-
-def reduce_scatter(x: torch.Tensor, axis: Axis, dim: int) -> torch.Tensor:
-    """This rank's slice along `dim` of the sum over the axis."""
-    pieces = torch.stack(x.chunk(axis.size, dim))
-    own = torch.empty_like(pieces[0])
-    dist.reduce_scatter_single(own.view(-1), pieces.view(-1), group=axis.group)
-    return own
-
-
 def own_slice(x: torch.Tensor, axis: Axis, dim: int) -> torch.Tensor:
     """This rank's slice along `dim`."""
     return x.chunk(axis.size, dim)[axis.rank].contiguous()
-
-
-def all_to_all(x: torch.Tensor, axis: Axis, split: int, join: int) -> torch.Tensor:
-    """Rank j gets every rank's j-th slice along `split`, joined along `join`."""
-    pieces = torch.stack(x.chunk(axis.size, split))
-    received = torch.empty_like(pieces)
-    dist.all_to_all_single(received.view(-1), pieces.view(-1), group=axis.group)
-    return torch.cat(received.unbind(0), join)
 
 
 class _Region(torch.autograd.Function):
@@ -91,10 +51,6 @@ def _region(forward_move: Move, backward_move: Move, doc: str) -> Move:
     def apply(x: torch.Tensor, axis: Axis) -> torch.Tensor:
         if axis.size == 1:
             return x
-        return cross(x, axis)
-
-    @torch._disable_dynamo
-    def cross(x: torch.Tensor, axis: Axis) -> torch.Tensor:
         return _Region.apply(x, axis, forward_move, backward_move)
 
     apply.__doc__ = doc
@@ -115,16 +71,16 @@ gather_sequence = _region(_gather_sequence, _reduce_sequence, "[B, T/t, D] slice
 reduce_to_sequence = _region(_reduce_sequence, _gather_sequence, "[B, T, D] partial sums to this rank's [B, T/t, D].")
 gather_hidden = _region(lambda x, a: all_gather(x, a, -1), lambda x, a: own_slice(x, a, -1), "[B, T, D/t] slices to [B, T, D].")
 hidden_to_sequence = _region(
-    lambda x, a: all_to_all(x, a, split=1, join=-1), lambda x, a: all_to_all(x, a, split=-1, join=1), "[B, T, D/t] to [B, T/t, D]."
+    lambda x, a: all_to_all(x, a, 1, -1), lambda x, a: all_to_all(x, a, -1, 1), "[B, T, D/t] to [B, T/t, D]."
 )
 
 
 def _sequence_to_heads(x, axis):
-    return all_to_all(x, axis, split=2, join=1)
+    return all_to_all(x, axis, 2, 1)
 
 
 def _heads_to_sequence(x, axis):
-    return all_to_all(x, axis, split=1, join=2)
+    return all_to_all(x, axis, 1, 2)
 
 
 sequence_to_heads = _region(_sequence_to_heads, _heads_to_sequence, "[B, T/c, H, K] to [B, T, H/c, K].")

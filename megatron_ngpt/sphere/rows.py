@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
+from megatron_ngpt.parallel.collectives import reduce_vector
 from megatron_ngpt.parallel.grid import Axis, RankGrid
-from megatron_ngpt.parallel.regions import reduce_vector
 from megatron_ngpt.parallel.shards import Shard
 
 

@@ -27,9 +27,9 @@ from torch import nn
 from megatron_ngpt.monitor.clock import Clock
 from megatron_ngpt.monitor.devices import memory
 from megatron_ngpt.monitor.observer import Observer
+from megatron_ngpt.parallel.collectives import reduce_vector
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.norms import before_weights_move
-from megatron_ngpt.parallel.regions import reduce_vector
 from megatron_ngpt.sphere.renormalise import NormErrors, Renormaliser
 from megatron_ngpt.sphere.tangent import project
 from megatron_ngpt.training.history import History

@@ -1,4 +1,4 @@
-"""Compiled blocks train the same model: alone, broken at a layout's collectives, between ZeRO-3's gathers. Heavy: every rank compiles."""
+"""Compiled blocks train the same model: alone, with a layout's collectives, between ZeRO-3's gathers. Heavy: every rank compiles."""
 
 import pytest
 
