@@ -104,7 +104,7 @@ class Trainer:
         clock.tell = lambda phase: self.watch.enter(PHASES[phase])
         while self.step < training.steps:
             try:
-                if self._next(clock):
+                if self.next_step(clock):
                     return
             except VetoedInARow as row:
                 self._roll_back(row)
@@ -114,7 +114,7 @@ class Trainer:
         self.monitor.event("end", self.step, outcome="finished")
         self.monitor.message(f"trained to step {self.step}; checkpoint of step {self.step} in {self.store.catalogue.directory}")
 
-    def _next(self, clock: Clock) -> bool:
+    def next_step(self, clock: Clock) -> bool:
         """The next step, and what follows it; returns whether the run has stopped as it was asked to. Raises VetoedInARow."""
         training = self.recipe.training
         self.step += 1
