@@ -5,7 +5,8 @@
 Every round has a run make its next ten steps, the training loop's own: rows read from a dataset, ranks asked whether to stop, verdict,
 learning rate, one step of the ten logged, monitoring off; its pace is the `tokens_per_second` that it writes into metrics.jsonl. Then ten
 steps of the engine alone, on rows that are there; then ten bare ones: forward, loss, backward, clip, AdamW, renormalisation, in a loop of
-a few lines without DeepSpeed. All on one rank, the same model and batch.
+a few lines without DeepSpeed. All on one rank, the same model and batch. Beside the pace stands this process's own time, all its threads
+together, in which others' work on the machine does not count.
 """
 
 import argparse
@@ -133,18 +134,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paces = Paces(make_corpus(Path(folder) / "corpus"), Path(folder) / "run", given)
         found: dict[str, list[float]] = {kind: [] for kind in paces.kinds}
+        spent: dict[str, list[float]] = {kind: [] for kind in paces.kinds}
         names = list(found)
         for number in track(range(-1, options.rounds), transient=True):
             turn = number % len(names)  # each kind comes first, and last, as often as another
             for kind in names[turn:] + names[:turn]:
+                began = time.process_time()
                 pace = paces.kinds[kind]()
                 if number >= 0:
                     found[kind].append(pace)
-    print("| | tokens/s | / bare |\n| --- | --- | --- |")
-    for kind, figures in found.items():
-        ratios = [mine / bare for mine, bare in zip(figures, found["bare"], strict=True)]
-        print(f"| {kind} | {statistics.median(figures):,.0f} | {statistics.median(ratios):.3f} |")
-    write(options.output, {"tokens_per_second": found})
+                    spent[kind].append((time.process_time() - began) / STEPS)
+    print("| | tokens/s | / bare | processor ms a step | / bare |\n| --- | --- | --- | --- | --- |")
+    for kind in found:
+        pace, own = (statistics.median(figures[kind]) for figures in (found, spent))
+        print(f"| {kind} | {pace:,.0f} | {over_bare(found, kind):.3f} | {1000 * own:.1f} | {over_bare(spent, kind):.3f} |")
+    write(options.output, {"tokens_per_second": found, "processor_seconds": spent})
+
+
+def over_bare(figures: dict[str, list[float]], kind: str) -> float:
+    """The median over rounds of a kind's figure over the bare step's."""
+    return statistics.median(mine / bare for mine, bare in zip(figures[kind], figures["bare"], strict=True))
 
 
 if __name__ == "__main__":
