@@ -36,8 +36,10 @@ class FeedForward(nn.Module):
         return leave_region(y_BTD, self.axis, self.sequence)
 
     def _hidden(self, x_BTD: torch.Tensor, up_scale: torch.Tensor | None, gate_scale: torch.Tensor | None) -> torch.Tensor:
-        u_BTF, g_BTF = self.up_proj(x_BTD, up_scale), self.gate_proj(x_BTD, gate_scale)
-        return made_again(self.blueprint, self.down_proj, swiglu, u_BTF, g_BTF)
+        later = torch.compiler.is_compiling() and up_scale is not None  # in a pass over u and g that compiled code makes anyway
+        u_BTF, g_BTF = self.up_proj(x_BTD, up_scale, later), self.gate_proj(x_BTD, gate_scale, later)
+        scales = (up_scale.detach(), gate_scale.detach()) if later else ()
+        return made_again(self.blueprint, self.down_proj, swiglu, u_BTF, g_BTF, *scales)
 
     def scales(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """What u and g are multiplied by, [F] each."""

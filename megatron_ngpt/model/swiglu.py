@@ -6,27 +6,34 @@ import torch.nn.functional as F
 from megatron_ngpt.parallel.row_parts import row_parts
 
 
-def swiglu(u_BTF: torch.Tensor, g_BTF: torch.Tensor) -> torch.Tensor:
-    """u ∘ silu(g), in their dtype."""
+def swiglu(
+    u_BTF: torch.Tensor, g_BTF: torch.Tensor, up_scale: torch.Tensor | None = None, gate_scale: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(up_scale ∘ u) ∘ silu(gate_scale ∘ g), in the dtype of u; the scales fp32 [F], constants here, or both None: 1."""
     if torch.is_grad_enabled():
-        return _SwiGLU.apply(u_BTF, g_BTF)
-    return u_BTF * F.silu(g_BTF)  # has a forward derivative
+        return _SwiGLU.apply(u_BTF, g_BTF, up_scale, gate_scale)
+    return (_scaled(u_BTF, up_scale) * F.silu(_scaled(g_BTF, gate_scale))).to(u_BTF.dtype)  # has a forward derivative
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u_BTF: torch.Tensor, g_BTF: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(u_BTF, g_BTF)
+    def forward(ctx, u_BTF, g_BTF, up_scale, gate_scale) -> torch.Tensor:
+        ctx.save_for_backward(u_BTF, g_BTF, up_scale, gate_scale)
         out_NF = torch.empty_like(u_BTF).flatten(0, -2)
         for out, u, g in row_parts(out_NF, u_BTF.flatten(0, -2), g_BTF.flatten(0, -2)):
-            torch.mul(u, F.silu(g), out=out)
+            torch.mul(_scaled(u, up_scale), F.silu(_scaled(g, gate_scale)), out=out)
         return out_NF.view_as(u_BTF)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        u_BTF, g_BTF = ctx.saved_tensors
+        u_BTF, g_BTF, up_scale, gate_scale = ctx.saved_tensors
         by_u_NF, by_g_NF = torch.empty_like(u_BTF).flatten(0, -2), torch.empty_like(g_BTF).flatten(0, -2)
         for by_u, by_g, y, u, g in row_parts(by_u_NF, by_g_NF, *(x.flatten(0, -2) for x in (grad, u_BTF, g_BTF))):
+            y, g = _scaled(y, up_scale), _scaled(g, gate_scale)
             torch.mul(y, F.silu(g), out=by_u)
-            by_g.copy_(torch.ops.aten.silu_backward(y * u, g))
-        return by_u_NF.view_as(u_BTF), by_g_NF.view_as(g_BTF)
+            by_g.copy_(_scaled(torch.ops.aten.silu_backward(y * u, g), gate_scale))
+        return by_u_NF.view_as(u_BTF), by_g_NF.view_as(g_BTF), None, None
+
+
+def _scaled(x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    return x if scale is None else x * scale

@@ -10,7 +10,7 @@ from torch import nn
 from megatron_ngpt.config.parameters import ParameterRecord
 from megatron_ngpt.parallel.grid import Axis
 from megatron_ngpt.parallel.placement import parameter
-from megatron_ngpt.parallel.products import product
+from megatron_ngpt.parallel.products import product, product_scaled_later
 from megatron_ngpt.parallel.regions import copy_to_ranks, gather_sequence, reduce_from_ranks, reduce_to_sequence
 
 
@@ -27,15 +27,15 @@ def leave_region(x: torch.Tensor, axis: Axis, sequence: bool) -> torch.Tensor:
 class ColumnParallelLinear(nn.Module):
     """x W^T with the outputs divided over tensor ranks. Weight [O, D]: each row a vector along the hidden axis.
 
-    With a `scale` [O] it computes scale ∘ (W x), folded into the weight (`products.py`).
+    With a `scale` [O] it computes scale ∘ (W x), folded into the weight, or W x for others to scale `later` (`products.py`).
     """
 
     def __init__(self, record: ParameterRecord, axis: Axis):
         super().__init__()
         self.weight = parameter(record, axis)
 
-    def forward(self, x_BTD: torch.Tensor, scale_O: torch.Tensor | None = None) -> torch.Tensor:
-        return product(x_BTD, self.weight, scale_O)
+    def forward(self, x_BTD: torch.Tensor, scale_O: torch.Tensor | None = None, later: bool = False) -> torch.Tensor:
+        return product_scaled_later(x_BTD, self.weight, scale_O) if later else product(x_BTD, self.weight, scale_O)
 
 
 class RowParallelLinear(nn.Module):

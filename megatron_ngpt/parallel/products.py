@@ -42,6 +42,30 @@ class _Product(torch.autograd.Function):
         return grad_x, grad_weight, grad_scale, None
 
 
+def product_scaled_later(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x Wᵀ, which another pass multiplies by `scale` [O] as by a constant: the scale's gradient comes with the weight's [O, D].
+
+    The loss depends on scale ∘ W alone, so in every row scale · ∂scale = W · ∂W: a pass that reads W and its gradient, and writes neither.
+    """
+    x = x.to(weight.dtype)
+    return _ProductScaledLater.apply(x, weight, scale) if torch.is_grad_enabled() else outputs(x, weight, False)
+
+
+class _ProductScaledLater(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, weight, scale)
+        return outputs(x, weight, False)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        x, weight, scale = ctx.saved_tensors
+        grad_weight, along = weight_gradient(grad, x, False), torch.empty_like(scale)
+        for part, rows, sums in row_parts(grad_weight, weight, along):
+            torch.sum(part.float() * rows, 1, out=sums)
+        return input_gradient(grad, weight, False), grad_weight, along / scale.where(scale != 0, 1)
+
+
 def outputs(x: torch.Tensor, weight: torch.Tensor, transposed: bool) -> torch.Tensor:
     """[..., inputs] to [..., outputs]."""
     return x @ weight if transposed else F.linear(x, weight)

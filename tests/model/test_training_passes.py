@@ -29,6 +29,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+SCALES = (normal(D, seed=4).float(), normal(D, seed=5).float())  # of u and g, constants to the pass
 PASSES = {  # ours, the formula, what both are given
     "step": (
         lambda h, out, rates: lerp_towards(h, out, rates, h.to(out.dtype)),
@@ -44,6 +45,11 @@ PASSES = {  # ours, the formula, what both are given
         lambda x: to_sphere(x, *OF_EACH_SAMPLE, None),
         lambda x: norm(rotated(x, *OF_EACH_SAMPLE)),
         lambda: (3 * normal(B, T, H, K),),
+    ),
+    "scaled swiglu": (
+        lambda u, g: swiglu(u, g, *SCALES),
+        lambda u, g: SCALES[0] * u * F.silu(SCALES[1] * g),
+        lambda: (normal(B, T, D), 2 * normal(B, T, D, seed=1)),
     ),
     "swiglu": (swiglu, lambda u, g: u * F.silu(g), lambda: (normal(B, T, D), 2 * normal(B, T, D, seed=1))),
 }
@@ -85,7 +91,7 @@ def test_nothing_is_kept_but_what_they_read(name):
     kept = []
     with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         PASSES[name][0](*inputs)
-    read = {x.data_ptr() for x in (*inputs, *TABLE, *OF_EACH_SAMPLE)}
+    read = {x.data_ptr() for x in (*inputs, *TABLE, *OF_EACH_SAMPLE, *SCALES)}
     assert all(tensor.data_ptr() in read or tensor.numel() in (B * T, B * T * H) for tensor in kept)  # beside them norms
 
 

@@ -12,7 +12,7 @@ from benchmarks.machine import peak_bytes
 from megatron_ngpt.parallel import row_parts
 from megatron_ngpt.parallel.grid import Axis
 from megatron_ngpt.parallel.linear import ColumnParallelLinear
-from megatron_ngpt.parallel.products import fold, product, unfold_gradient
+from megatron_ngpt.parallel.products import fold, product, product_scaled_later, unfold_gradient
 from tests.records import record
 
 B, T, D, OUT = 3, 5, 16, 24
@@ -83,6 +83,23 @@ def test_bf16_errs_no_more_than_the_scale_on_the_product():
     unfolded = results(lambda x, weight, scale, _: scale.to(torch.bfloat16) * (x @ weight.t()), inputs)
     for found, plain in zip(errors(folded, exact), errors(unfolded, exact), strict=True):
         assert found < plain < 4e-3  # 2^-8: about one rounding to bf16
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize("numbers", [1, 5 * D, 1 << 17], ids=["a row", "parts that do not divide", "whole"])
+def test_scaled_later_all_gradients_are_the_same(dtype, limit, numbers, monkeypatch):
+    monkeypatch.setattr(row_parts, "_CPU_NUMBERS", numbers)
+    inputs = made(dtype)
+    exact = results(scale_outside, [tensor.double() for tensor in inputs])
+    found = results(lambda x, weight, scale, _: product_scaled_later(x, weight, scale) * scale.detach(), inputs)
+    assert max(errors(found, exact)) < limit
+
+
+def test_a_scale_of_zero_has_a_finite_gradient():
+    x, weight, _, given = made()
+    zero = torch.zeros(OUT, requires_grad=True)
+    (product_scaled_later(x, weight.requires_grad_(), zero) * zero.detach()).backward(given)
+    assert torch.equal(zero.grad, torch.zeros(OUT))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
