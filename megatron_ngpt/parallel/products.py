@@ -3,7 +3,8 @@
 A weight is held in one of two ways, each row a vector along the hidden axis: [O, D] turns D inputs into O outputs, `transposed` [I, D]
 turns I inputs into D outputs. A scale of the weight's rows is folded into it: (scale ∘ W) x = scale ∘ (W x) for [O, D]. That replaces a
 pass over [tokens, O] by one over [O, D]; the scale's gradient is a row sum over the weight's gradient instead of a reduction over all
-tokens. The folded weight is recomputed in backward, not saved. Passes over a weight go some rows at a time: with whole temporaries in fp32
+tokens. The folded weight is recomputed in backward, not saved. Where a compiled pass over the outputs follows anyway, that multiplies
+by the scale, and no pass folds it (`product_scaled_later`). Passes over a weight go some rows at a time: with whole temporaries in fp32
 they took five times as long.
 
 Shapes: x [..., inputs], products [..., outputs], in the weight's dtype; scales fp32. Nothing here is collective.
