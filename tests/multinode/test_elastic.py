@@ -82,7 +82,7 @@ def test_a_host_is_lost_and_another_takes_its_place(hosts, corpus, tmp_path):
             hosts.on(k, "pkill", "-KILL", "-f", "torchrun|pretrain.py")
             agent.kill()
     assert [path for path in run.output.rglob("*") if path.suffix in (".partial", ".obsolete", ".tmp")] == []
-    train(1, [str(corpus / "recipe.yaml"), *OPTIONS], tmp_path / "alone")
+    train(1, [str(corpus / "recipe.yaml"), *OPTIONS], tmp_path / "alone", seconds=400)
     found = difference(run.output, tmp_path / "alone")
     print(found)
     assert found.steps == STEPS and found.loss <= 1e-5 and found.grad_norm <= 1e-5 and found.weights <= 1e-5
