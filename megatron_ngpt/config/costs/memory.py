@@ -94,15 +94,15 @@ def block_bytes(share: Share) -> int:
       with two inverse norms, and h as the products read it where that is not their input itself (slerp: h itself, no norms); for the
       baseline in fp32 each norm's input and result.
     * Queries, keys, values and the attention's result in the weights' dtype, split over the tensor ranks, for nGPT queries and keys as
-      they were before too; the softmax's sum a head.
+      they were before too, with their inverse norms; the softmax's sum a head.
     * u, g and u silu(g); none of them where the feed-forward runs in chunks.
 
     Selective recomputation leaves out u silu(g), and of the baseline the norms' results.
     """
     model, width = share.recipe.model, share.width
     queries, keys = model.heads * model.head_size, model.groups * model.head_size
-    again = queries + keys if model.arch == "ngpt" else 0
-    heads = width * (2 * queries + 2 * keys + again) + _FP32 * model.heads
+    again, norms = (queries + keys, model.heads + model.groups) if model.arch == "ngpt" else (0, 0)
+    heads = width * (2 * queries + 2 * keys + again) + _FP32 * (model.heads + norms)
     stream = _stream_bytes(share) // (share.tensor if share.sequence else 1)
     return 2 * width * model.hidden + stream + heads // share.tensor + _kept_hidden(share)
 
