@@ -6,6 +6,7 @@ Forward and backward go over some positions at a time (`row_parts`). Shapes: B b
 import torch
 
 from megatron_ngpt.model.rotary import rotate
+from megatron_ngpt.model.scales import scaled
 from megatron_ngpt.parallel.row_parts import row_parts
 from megatron_ngpt.sphere.geometry import inverse_norm
 from megatron_ngpt.sphere.steps import through_norm
@@ -15,7 +16,7 @@ def to_sphere(x_BTHK: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, scale_
     """scale ∘ Norm(rope(x)) in the dtype of x; cos, sin: [T, K] or [B, T, K]; `scale` fp32, None: 1."""
     if torch.is_grad_enabled():
         return _ToSphere.apply(x_BTHK, cos, sin, scale_HK)
-    return _scaled(rotate(x_BTHK, cos, sin) * inverse_norm(x_BTHK), scale_HK).to(x_BTHK.dtype)  # has a forward derivative
+    return scaled(rotate(x_BTHK, cos, sin) * inverse_norm(x_BTHK), scale_HK).to(x_BTHK.dtype)  # has a forward derivative
 
 
 class _ToSphere(torch.autograd.Function):
@@ -28,7 +29,7 @@ class _ToSphere(torch.autograd.Function):
         for out, inverse, x, cos_, sin_ in row_parts(out_BTHK, inverses, x_BTHK, *_of_samples(cos, sin), axis=1):
             turned = rotate(x, cos_, sin_)
             inverse.copy_(inverse_norm(turned))
-            out.copy_(_scaled(turned * inverse, scale_HK))
+            out.copy_(scaled(turned * inverse, scale_HK))
         ctx.save_for_backward(x_BTHK, inverses, cos, sin, scale_HK)
         return out_BTHK
 
@@ -40,12 +41,8 @@ class _ToSphere(torch.autograd.Function):
             unit_ = x * inverse
             if by_scale is not None:
                 by_scale += (rotate(unit_, cos_, sin_) * g).sum((0, 1))
-            by_x.copy_(through_norm(rotate(_scaled(g, scale_HK), cos_, -sin_), unit_, inverse))
+            by_x.copy_(through_norm(rotate(scaled(g, scale_HK), cos_, -sin_), unit_, inverse))
         return by_x_BTHK, None, None, by_scale
-
-
-def _scaled(x: torch.Tensor, scale_HK: torch.Tensor | None) -> torch.Tensor:
-    return x if scale_HK is None else x * scale_HK
 
 
 def _of_samples(*tables: torch.Tensor) -> list[torch.Tensor]:

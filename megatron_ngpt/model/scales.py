@@ -9,3 +9,8 @@ def effective(stored: nn.Parameter) -> torch.Tensor:
     record = stored.placement.record
     scale = stored.float() * record.factor
     return scale.abs() if record.absolute else scale
+
+
+def scaled(x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """scale ∘ x; x itself where there is no scale."""
+    return x if scale is None else x * scale

@@ -56,4 +56,3 @@ def through_norm(grad: torch.Tensor, unit_vector: torch.Tensor, inverse: torch.T
     """The gradient by x from that by Norm(x), which lies along the sphere; `inverse` 1 / ‖x‖."""
     along = (grad * unit_vector).sum(-1, keepdim=True)
     return torch.addcmul(grad, unit_vector, along, value=-1) * inverse
-
