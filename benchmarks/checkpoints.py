@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from benchmarks.engine import build_engine, fp32
 from benchmarks.machine import write
 from megatron_ngpt.parallel.device import choose_device
 
@@ -32,28 +33,6 @@ MODEL = {"hidden": 1024, "layers": 8, "heads": 16, "context": 64}
 VOCABULARY = 32768
 BLOCK = 4 << 20
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
-
-
-def build_engine(stage: int, tensor: int, device: torch.device):
-    """The training engine, as the loop builds it, on every rank of the process group."""
-    from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice, engine_config
-    from megatron_ngpt.config.recipe import Recipe
-    from megatron_ngpt.parallel.grid import make_grid
-    from megatron_ngpt.training.engine import Engine
-
-    recipe = Recipe.model_validate(
-        {
-            "model": MODEL,
-            "parallel": {"tensor": tensor},
-            "data": {"tokenizer": "none is read", "train": [{"prefix": "none is read"}]},
-            "training": {"output": "nothing is written", "global_batch": 2, "micro_batch": 1},
-        }
-    )
-    grid = make_grid(tensor=tensor)
-    choice = DeepSpeedChoice(stage, False, False, {"zero_optimization": {"stage": stage}})
-    engine = Engine(recipe, VOCABULARY, engine_config(recipe, choice, grid.readers.size), grid, device)
-    engine.initialise()
-    return engine
 
 
 class Bench:
@@ -186,7 +165,7 @@ def on_rank(rank: int, stage: int, tensor: int, rounds: int, folder: str, began:
     dcp.log.setLevel(logging.INFO)
     dcp.log.addHandler(heard)
     start_process_group(device, print)
-    bench = Bench(build_engine(stage, tensor, device), Path(folder))
+    bench = Bench(build_engine(MODEL, VOCABULARY, fp32(stage), device, tensor), Path(folder))
     if rounds:
         bench.saver.prepare(bench.engine.shards)  # as the training loop does
         bench.step()

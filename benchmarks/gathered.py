@@ -17,31 +17,13 @@ import numpy as np
 import torch
 import torch.multiprocessing
 
+from benchmarks.engine import build_engine
 from benchmarks.machine import write
+from megatron_ngpt.config.deepspeed_json import read_deepspeed
 from megatron_ngpt.parallel.device import choose_device
 
 RANKS, VOCABULARY, CONTEXT = 2, 16384, 1024
-KINDS = {f"ZeRO-{stage} {mode}": (stage, mode == "compiled") for stage in (1, 3) for mode in ("eager", "compiled")}
-
-
-def build_engine(hidden: int, layers: int, stage: int, compiled: bool, device: torch.device):
-    """The training engine, as the loop builds it, on every rank of the process group."""
-    from megatron_ngpt.config.deepspeed_json import engine_config, read_deepspeed
-    from megatron_ngpt.config.recipe import Recipe
-    from megatron_ngpt.parallel.grid import make_grid
-    from megatron_ngpt.training.engine import Engine
-
-    recipe = Recipe.model_validate(
-        {
-            "model": {"hidden": hidden, "layers": layers, "heads": hidden // 64, "context": CONTEXT},
-            "data": {"tokenizer": "none is read", "train": [{"prefix": "none is read"}]},
-            "training": {"output": "nothing is written", "global_batch": RANKS, "micro_batch": 1, "compile": compiled},
-        }
-    )
-    grid, choice = make_grid(), read_deepspeed(f"bf16-zero{stage}")
-    engine = Engine(recipe, VOCABULARY, engine_config(recipe, choice, grid.readers.size), grid, device)
-    engine.initialise()
-    return engine
+KINDS = {f"ZeRO-{stage} {mode}": (f"bf16-zero{stage}", mode == "compiled") for stage in (1, 3) for mode in ("eager", "compiled")}
 
 
 def measure(rank: int, hidden: int, layers: int, rounds: int, output: str) -> None:
@@ -52,7 +34,10 @@ def measure(rank: int, hidden: int, layers: int, rounds: int, output: str) -> No
     from megatron_ngpt.parallel.device import start_process_group
 
     start_process_group(device, print)
-    engines = {kind: build_engine(hidden, layers, *choice, device) for kind, choice in KINDS.items()}
+    model = {"hidden": hidden, "layers": layers, "heads": hidden // 64, "context": CONTEXT}
+    engines = {
+        kind: build_engine(model, VOCABULARY, read_deepspeed(file), device, compiled=compiled) for kind, (file, compiled) in KINDS.items()
+    }
     tokens = np.random.default_rng(rank).integers(0, VOCABULARY, (1, CONTEXT + 1)).astype(np.int32)
     rows, times = Rows(tokens, [], np.zeros(1, np.int64)), {kind: [] for kind in KINDS}
     for number in range(-3, rounds):

@@ -18,32 +18,12 @@ from pathlib import Path
 import torch
 import torch.multiprocessing
 
+from benchmarks.engine import build_engine, fp32
 from benchmarks.machine import write
 from megatron_ngpt.parallel.device import choose_device
 
 MODEL = {"hidden": 768, "layers": 10, "heads": 12, "context": 1024}  # 119 million parameters
 VOCABULARY = 16001  # odd, so that two ranks cut a row of each embedding
-
-
-def build_engine(stage: int, device: torch.device):
-    """The training engine, as the loop builds it, on every rank of the process group."""
-    from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice, engine_config
-    from megatron_ngpt.config.recipe import Recipe
-    from megatron_ngpt.parallel.grid import make_grid
-    from megatron_ngpt.training.engine import Engine
-
-    recipe = Recipe.model_validate(
-        {
-            "model": MODEL,
-            "data": {"tokenizer": "none is read", "train": [{"prefix": "none is read"}]},
-            "training": {"output": "nothing is written", "global_batch": 2, "micro_batch": 1},
-        }
-    )
-    grid = make_grid()
-    raw = {"zero_optimization": {"stage": stage}}
-    engine = Engine(recipe, VOCABULARY, engine_config(recipe, DeepSpeedChoice(stage, False, False, raw), grid.readers.size), grid, device)
-    engine.initialise()
-    return engine
 
 
 def measure(rank: int, ranks: int, stage: int, rounds: int, output: str) -> None:
@@ -56,7 +36,7 @@ def measure(rank: int, ranks: int, stage: int, rounds: int, output: str) -> None
     from megatron_ngpt.sphere.renormalise import Renormaliser
 
     start_process_group(device, print)
-    engine = build_engine(stage, device)
+    engine = build_engine(MODEL, VOCABULARY, fp32(stage), device)
     buffers = stepped_buffers(engine.optimizer) or list(engine.engine.module.parameters())
     for buffer in buffers:
         buffer.grad = torch.full_like(buffer, 1e-4)
