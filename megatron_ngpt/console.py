@@ -35,6 +35,11 @@ def shows_everything() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
 
 
+def in_bytes(count: float) -> str:
+    """A number of bytes as a person reads it."""
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
 def leave(status: int) -> NoReturn:
     """End this process, once what wants to be done at its end is done and all output written.
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from megatron_ngpt.console import in_bytes
 from megatron_ngpt.inference.generate import _line
 from tests.launch.conftest import ROOT
 
@@ -72,3 +73,10 @@ def test_json_is_escaped_and_loses_nothing(monkeypatch, capsys):
     assert _line("→", "√") == '{"prompt": "→", "text": "√"}'
     sys.stdout.reconfigure(encoding="latin-1")
     assert _line("→", "√") == '{"prompt": "\\u2192", "text": "\\u221a"}'
+
+
+@pytest.mark.parametrize(("count", "read"), [
+    (0, "0 MiB"), (3.6 * 2**20, "4 MiB"), (2**30 - 1, "1024 MiB"), (2**30, "1.0 GiB"), (1234.56 * 2**30, "1,234.6 GiB"),
+])
+def test_bytes_as_a_person_reads_them(count, read):
+    assert in_bytes(count) == read

@@ -51,9 +51,9 @@ def versions() -> dict[str, str]:
     """Of all that must be the same on every host; `source` is a digest of this package's own modules."""
     found = {"python": platform.python_version(), "ngpt": megatron_ngpt.__version__, "source": _source(), **packages()}
     if _on_gpus():
-        import torch
+        from megatron_ngpt.parallel.device import gpu_versions
 
-        found |= {"cuda": str(torch.version.cuda), "nccl": ".".join(map(str, torch.cuda.nccl.version()))}
+        found |= gpu_versions()
     return found
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from statistics import median_low
 
 from megatron_ngpt.cluster.hostfile import Host
+from megatron_ngpt.console import in_bytes
 
-GIB = 2**30
 CLOCKS = 1.0  # seconds that clocks may differ
 LOSSES = 1e-5  # relative: processors round differently
 SLOW = 0.5  # of the bandwidth that links have
@@ -35,12 +35,12 @@ def alone(host: Host, facts: Mapping) -> list[str]:
         found.append(f"has {has} × {devices['kind']}, and the hostfile gives it {host.slots} slots; write slots={has}")
     free = min(devices["free"][: host.slots], default=0) if devices["kind"] != "cpu" else devices["free"][0] / host.slots
     if free < needed:
-        found.append(f"{_gib(free)} of memory are free for a rank, which needs about {_gib(needed)}; end what is running there")
+        found.append(f"{in_bytes(free)} of memory are free for a rank, which needs about {in_bytes(needed)}; end what is running there")
     room = facts.get("room")
     if room and room["free"] < room["asked"]:
         found.append(
-            f"training.output = {facts['output']}: {_gib(room['free'])} are free; checkpoint.keep = {room['keep']} and one that is being "
-            f"written take {_gib(room['asked'])} more"
+            f"training.output = {facts['output']}: {in_bytes(room['free'])} are free; checkpoint.keep = {room['keep']} and one that is "
+            f"being written take {in_bytes(room['asked'])} more"
         )
     return found + _interfaces(facts["networks"])
 
@@ -137,7 +137,3 @@ def _odd(values: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def _the_others(hosts: Mapping) -> str:
     return "the others" if len(hosts) > 2 else next(iter(hosts))
-
-
-def _gib(count: float) -> str:
-    return f"{count / GIB:.3g} GiB"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from megatron_ngpt.cluster import judge
 from megatron_ngpt.cluster.hostfile import Host
+from megatron_ngpt.console import in_bytes
 
 SHOWN = 36  # links; of more only the slow ones
 
@@ -42,11 +43,11 @@ def table(links: Mapping[tuple[str, str], tuple[float, float]], backend: str) ->
 def _about(host: Host, facts: dict) -> str:
     versions, devices = facts["versions"], facts["devices"]
     free = min(devices["free"])
-    room = f" · {facts['room']['free'] / judge.GIB:,.1f} GiB free for checkpoints" if "room" in facts else ""
+    room = f" · {in_bytes(facts['room']['free'])} free for checkpoints" if "room" in facts else ""
     loss = f" · tiny model's loss {facts['losses'][0]:.6f}" if "losses" in facts else ""
     tools = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "deepspeed", "nccl") if name in versions)
     kind = f"{devices['count']} cores" if devices["kind"] == "cpu" else f"{devices['count']} × {devices['kind']}"
     return (
-        f"{host.slots} rank{'s' if host.slots > 1 else ''} on {kind}, {free / judge.GIB:,.1f} GiB free · {tools} · "
+        f"{host.slots} rank{'s' if host.slots > 1 else ''} on {kind}, {in_bytes(free)} free · {tools} · "
         f"clock {facts['clock']:+.2f} s{room}{loss}"
     )

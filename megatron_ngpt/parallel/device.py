@@ -20,6 +20,13 @@ def on_gpus() -> bool:
     return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
 
 
+def gpu_versions() -> dict[str, str]:
+    """Of `cuda` and `nccl`, as torch brings them; none where it sees no GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    return {"cuda": str(torch.version.cuda), "nccl": ".".join(map(str, torch.cuda.nccl.version()))}
+
+
 def backend(device: torch.device) -> str:
     """What carries the messages of ranks that compute there."""
     return "nccl" if device.type == "cuda" else "gloo"

@@ -12,6 +12,7 @@ from megatron_ngpt.config.load import by_key
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.config.text import parse
 from megatron_ngpt.errors import NgptError
+from megatron_ngpt.parallel.device import gpu_versions
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.together import from_first_rank
 from megatron_ngpt.training.record import packages
@@ -32,8 +33,7 @@ def tell(grid: RankGrid, device: torch.device, recipe: Recipe) -> None:
 def versions() -> str:
     """Of what a rank runs, in a line."""
     found = [f"megatron_ngpt {megatron_ngpt.__version__}", *(f"{name} {number}" for name, number in packages().items())]
-    if torch.cuda.is_available():
-        found += [f"CUDA {torch.version.cuda}", f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"]
+    found += [f"{name.upper()} {number}" for name, number in gpu_versions().items()]
     return ", ".join([f"Python {platform.python_version()}", *found])
 
 

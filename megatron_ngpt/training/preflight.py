@@ -17,6 +17,7 @@ from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice, read_deepspeed
 from megatron_ngpt.config.grid import Grid, given_sizes, grid_of
 from megatron_ngpt.config.load import Reading, read_recipe
 from megatron_ngpt.config.recipe import Recipe
+from megatron_ngpt.console import in_bytes
 from megatron_ngpt.data.batches import BatchSource, Opened, open_data, training_batches
 from megatron_ngpt.errors import ConfigError
 from megatron_ngpt.monitor import loggers
@@ -78,16 +79,16 @@ def summary(ready: Ready) -> str:
     needed = memory(recipe, ready.deepspeed, ready.vocabulary, ready.ranks)
     accumulation = recipe.training.global_batch // (recipe.training.micro_batch * grid.size("readers"))
     ranks = f"{ready.ranks} rank{'s' if ready.ranks > 1 else ''}"
-    host = f" and {_gib(needed.offloaded)} of host memory" if needed.offloaded else ""
+    host = f" and {in_bytes(needed.offloaded)} of host memory" if needed.offloaded else ""
     return (
         f"{ranks} = tensor {parallel.tensor}{' (sequence parallel)' if parallel.sequence else ''} × "
         f"{f'context {parallel.context} ({parallel.context_kind}) × ' if parallel.context > 1 else ''}"
         f"pipeline {parallel.pipeline} × data {grid.size('data')}, {ready.deepspeed.name}, "
         f"gradient accumulation {accumulation}; {recipe.model.arch}, {count:,} parameters; "
-        f"about {_gib(needed.device)}{host} a rank "
-        f"(weights {_gib(needed.weights)}, gradients {_gib(needed.gradients)}, optimiser {_gib(needed.optimiser)}, "
-        f"activations {_gib(needed.activations)}, logits {_gib(needed.logits)}, buffers {_gib(needed.buffers)}); "
-        f"a checkpoint takes {_gib(checkpoint_bytes(recipe.model, ready.vocabulary))}"
+        f"about {in_bytes(needed.device)}{host} a rank "
+        f"(weights {in_bytes(needed.weights)}, gradients {in_bytes(needed.gradients)}, optimiser {in_bytes(needed.optimiser)}, "
+        f"activations {in_bytes(needed.activations)}, logits {in_bytes(needed.logits)}, buffers {in_bytes(needed.buffers)}); "
+        f"a checkpoint takes {in_bytes(checkpoint_bytes(recipe.model, ready.vocabulary))}"
         f"{_moved(ready)}{'; ' + rate if (rate := last_rate(recipe)) else ''}"
     )
 
@@ -96,7 +97,7 @@ def _moved(ready: Ready) -> str:
     """What the collectives of a step move for the rank that takes part in most of it."""
     shares = (Share(ready.recipe, ready.deepspeed, ready.vocabulary, ready.ranks, stage) for stage in range(ready.grid.size("pipeline")))
     most = max(sum(one.nbytes for one in traffic(share)) for share in shares)
-    return f"; collectives move {_gib(most)} a step" if most else ""
+    return f"; collectives move {in_bytes(most)} a step" if most else ""
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ def space_warnings(ready: Ready) -> list[str]:
     found, keep = room(ready), ready.recipe.checkpoint.keep
     if found.free >= found.asked:
         return []
-    asked = f"checkpoint.keep = {keep} and one that is being written take {_gib(found.asked)} more, {_gib(found.one)} each"
-    return [f"warning: {_gib(found.free)} are free in {found.where}: {asked}"]
+    asked = f"checkpoint.keep = {keep} and one that is being written take {in_bytes(found.asked)} more, {in_bytes(found.one)} each"
+    return [f"warning: {in_bytes(found.free)} are free in {found.where}: {asked}"]
 
 
 def in_use(ready: Ready) -> list[str]:
@@ -199,8 +200,3 @@ def _task_problems(recipe: Recipe) -> list[str]:
     if path and not Path(path).is_dir():
         problems.append(f"training.eval_tasks_path = {path}: no such directory; give the one that holds your tasks' YAML files")
     return problems
-
-
-def _gib(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

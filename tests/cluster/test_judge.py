@@ -6,7 +6,7 @@ from megatron_ngpt.cluster import judge
 from megatron_ngpt.cluster.hostfile import Host
 from megatron_ngpt.cluster.links import rounds
 
-GIB = judge.GIB
+GIB = 2**30
 NETWORKS = {"addresses": ["10.0.0.1"], "names": ["lo", "eth0"], "own": "10.0.0.1", "wanted": {}}
 ALONE = {"problems": [], "devices": {"kind": "H100", "count": 2, "free": [70 * GIB, 70 * GIB]}, "networks": NETWORKS, "output": "runs/a"}
 
@@ -24,8 +24,8 @@ def test_a_clock_is_compared_with_the_others():
     [
         (2, {}, None),
         (4, {}, "has 2 × H100, and the hostfile gives it 4 slots; write slots=2"),
-        (2, {"needed": 75 * GIB}, "70 GiB of memory are free for a rank, which needs about 75 GiB"),
-        (2, {"room": {"asked": 9 * GIB, "free": 8 * GIB, "keep": 2}}, "8 GiB are free; checkpoint.keep = 2 and one"),
+        (2, {"needed": 75 * GIB}, "70.0 GiB of memory are free for a rank, which needs about 75.0 GiB"),
+        (2, {"room": {"asked": 9 * GIB, "free": 8 * GIB, "keep": 2}}, "8.0 GiB are free; checkpoint.keep = 2 and one"),
         (2, {"networks": NETWORKS | {"wanted": {"NCCL_SOCKET_IFNAME": "ib"}}}, "NCCL_SOCKET_IFNAME = ib: has no such network interface"),
         (2, {"networks": NETWORKS | {"wanted": {"NCCL_SOCKET_IFNAME": "eth"}}}, None),  # a beginning is enough
         (2, {"networks": NETWORKS | {"wanted": {"NCCL_SOCKET_IFNAME": "^docker"}}}, None),
