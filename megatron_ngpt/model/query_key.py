@@ -20,8 +20,9 @@ def to_sphere(x_BTHK: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, scale_
 
 
 class _ToSphere(torch.autograd.Function):
-    """A rotation keeps lengths: forward takes the norm of the rotated vectors, in the same pass. Backward normalises first: the other
-    order the compiler would take for forward's, and keep that product."""
+    """A rotation keeps lengths: forward takes the norm of the rotated vectors, in the same pass. Unscaled results, which attention keeps
+    anyway, are what backward reads; scaled ones could not be undone where the scale is 0, so what went in is kept beside them. Backward
+    normalises that first: the other order the compiler would take for forward's, and keep that product."""
 
     @staticmethod
     def forward(ctx, x_BTHK, cos, sin, scale_HK) -> torch.Tensor:
@@ -30,15 +31,15 @@ class _ToSphere(torch.autograd.Function):
             turned = rotate(x, cos_, sin_)
             inverse.copy_(inverse_norm(turned))
             out.copy_(scaled(turned * inverse, scale_HK))
-        ctx.save_for_backward(x_BTHK, inverses, cos, sin, scale_HK)
+        ctx.save_for_backward(out_BTHK if scale_HK is None else x_BTHK, inverses, cos, sin, scale_HK)
         return out_BTHK
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        x_BTHK, inverses, cos, sin, scale_HK = ctx.saved_tensors
-        by_x_BTHK, by_scale = x_BTHK.new_empty(x_BTHK.shape), None if scale_HK is None else torch.zeros_like(scale_HK)
-        for by_x, x, inverse, g, cos_, sin_ in row_parts(by_x_BTHK, x_BTHK, inverses, grad, *_of_samples(cos, sin), axis=1):
-            unit_ = x * inverse
+        kept_BTHK, inverses, cos, sin, scale_HK = ctx.saved_tensors
+        by_x_BTHK, by_scale = kept_BTHK.new_empty(kept_BTHK.shape), None if scale_HK is None else torch.zeros_like(scale_HK)
+        for by_x, kept, inverse, g, cos_, sin_ in row_parts(by_x_BTHK, kept_BTHK, inverses, grad, *_of_samples(cos, sin), axis=1):
+            unit_ = rotate(kept, cos_, -sin_) if scale_HK is None else kept * inverse
             if by_scale is not None:
                 by_scale += (rotate(unit_, cos_, sin_) * g).sum((0, 1))
             by_x.copy_(through_norm(rotate(scaled(g, scale_HK), cos_, -sin_), unit_, inverse))

@@ -103,7 +103,7 @@ class _Joined:
 
     def __init__(self, q: torch.Tensor):
         self._dtype = q.dtype
-        self._out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+        self._out = torch.zeros_like(q, dtype=torch.float32)  # laid out as q: what reads the result makes no copy of it
         self._lse = torch.full(q.shape[:-1], -torch.inf, dtype=torch.float32, device=q.device)
 
     def add(self, block: Block, out: torch.Tensor, lse: torch.Tensor) -> None:

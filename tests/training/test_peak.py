@@ -11,7 +11,7 @@ from benchmarks.machine import peak_bytes
 from megatron_ngpt.config.costs.memory import block_bytes, memory
 from megatron_ngpt.config.costs.share import Share
 from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice, engine_config, read_deepspeed
-from megatron_ngpt.config.recipe import Data, Dataset, Model, Recipe, Training
+from megatron_ngpt.config.recipe import Data, Dataset, Model, Parallel, Recipe, Training
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.model.window import window_of
@@ -46,17 +46,38 @@ def test_a_block_keeps_what_is_stated(keys, bf16, kept):
         pytest.skip("a residual stream of bf16 beside weights of fp32 is nobody's choice")
     recipe = recipe_of(**keys, **kept)
     module = Decoder(Blueprint(recipe.model, V, **kept)).to(torch.bfloat16 if bf16 else torch.float32)
+    stated = block_bytes(Share(recipe, DeepSpeedChoice(1, bf16, False, {}), V, 1))
+    assert bytes_kept(module, SHAPE["context"]) == stated * 2 * SHAPE["context"]
+
+
+def bytes_kept(module: Decoder, length: int) -> int:
+    """By the second block, of two sequences of which this rank has `length` tokens."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    tokens = torch.zeros(2, SHAPE["context"], dtype=torch.int64)
-    window = window_of(module.blueprint, SHAPE["context"], None, module)
-    h = module.layers[1](module.layers[0](tokens), window)
+    window = window_of(module.blueprint, length, None, module)
+    h = module.layers[1](module.layers[0](torch.zeros(2, length, dtype=torch.int64)), window)
     kept: dict[int, torch.Tensor] = {}
     with saved_tensors_hooks(lambda tensor: kept.setdefault(tensor.untyped_storage().data_ptr(), tensor), lambda tensor: tensor):
         module.layers[2](h, window)
     # Copies of learned scales, and the rotation, which all blocks share, do not grow with the batch.
-    of_tokens = [t for at, t in kept.items() if at not in weights and t.shape[0] in (2, tokens.numel()) and t.shape[1:2] != (24,)]
-    stated = block_bytes(Share(recipe, DeepSpeedChoice(1, bf16, False, {}), V, 1))
-    assert sum(t.untyped_storage().nbytes() for t in of_tokens) == stated * tokens.numel()
+    of_tokens = [t for at, t in kept.items() if at not in weights and t.shape[0] in (2, 2 * length) and t.shape[1:2] != (24,)]
+    return sum(t.untyped_storage().nbytes() for t in of_tokens)
+
+
+OVER_CONTEXT_RANKS = [("ulysses", {}), ("ulysses", {"kv_heads": 1}), ("ulysses", {"arch": "gpt"}), ("ring", {}), ("ring", {"arch": "gpt"})]
+
+
+def kept_over_context_ranks() -> list[int]:
+    grid = make_grid(context=2)
+    blueprints = [Blueprint(recipe_of(**keys).model, V, grid=grid, context_kind=kind) for kind, keys in OVER_CONTEXT_RANKS]
+    return [bytes_kept(Decoder(blueprint), SHAPE["context"] // 2) for blueprint in blueprints]
+
+
+def test_a_block_keeps_what_is_stated_over_context_ranks():
+    stated = []
+    for kind, keys in OVER_CONTEXT_RANKS:
+        recipe = recipe_of(**keys).model_copy(update={"parallel": Parallel(context=2, context_kind=kind)})
+        stated.append(block_bytes(Share(recipe, DeepSpeedChoice(1, False, False, {}), V, 2)) * SHAPE["context"])
+    assert on_ranks(2, kept_over_context_ranks) == [stated] * 2
 
 
 # The peak of a training step.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from megatron_ngpt.config.costs.share import Share
+from megatron_ngpt.config.costs.traffic import copies
 from megatron_ngpt.config.deepspeed_json import DeepSpeedChoice
 from megatron_ngpt.config.grid import given_sizes, grid_of
 from megatron_ngpt.config.recipe import Recipe
@@ -93,16 +94,19 @@ def block_bytes(share: Share) -> int:
     * Of the residual stream, split along the sequence: for nGPT, for each of its two steps, what the part put out, in the weights' dtype,
       with two inverse norms, and h as the products read it where that is not their input itself (slerp: h itself, no norms); for the
       baseline in fp32 each norm's input and result.
-    * Queries, keys, values and the attention's result in the weights' dtype, split over the tensor ranks, for nGPT queries and keys as
-      they were before too, with their inverse norms; the softmax's sum a head.
+    * Queries, keys, values and the attention's result in the weights' dtype, split over the tensor ranks; the softmax's sum a head. For
+      nGPT queries as they were before too, and the inverse norms of queries and keys. Where heads are exchanged between context ranks,
+      the result on both sides of that, and for nGPT the keys.
     * u, g and u silu(g); none of them where the feed-forward runs in chunks.
 
     Selective recomputation leaves out u silu(g), and of the baseline the norms' results.
     """
     model, width = share.recipe.model, share.width
     queries, keys = model.heads * model.head_size, model.groups * model.head_size
-    again, norms = (queries + keys, model.heads + model.groups) if model.arch == "ngpt" else (0, 0)
-    heads = width * (2 * queries + 2 * keys + again) + _FP32 * (model.heads + norms)
+    exchanged = share.context > 1 and share.recipe.parallel.context_kind == "ulysses"
+    sent = keys * copies(model.groups // share.tensor, share.context) if exchanged else keys
+    again, norms = (queries + keys * exchanged, model.heads + model.groups) if model.arch == "ngpt" else (0, 0)
+    heads = width * (2 * queries + 2 * sent + queries * exchanged + again) + _FP32 * (model.heads + norms)
     stream = _stream_bytes(share) // (share.tensor if share.sequence else 1)
     return 2 * width * model.hidden + stream + heads // share.tensor + _kept_hidden(share)
 
