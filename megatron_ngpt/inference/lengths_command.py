@@ -50,16 +50,10 @@ def run(models: list[Path], data: str, request: Request, out: Path | None, tenso
 
 
 def results_of(path: Path, data: str, request: Request, grid: RankGrid) -> Iterator[LengthResult]:
-    """The results of one model, one by one (collective)."""
-    loaded, text, there = None, None, None
+    """The results of one model, one by one (collective). Its parameters are read once, whatever their positions are scaled by."""
+    loaded = load_model(path, grid=grid)
+    text = open_text(loaded, data, request.documents, request.lengths)
     for kind in request.kinds:
         for length in request.lengths:
-            if loaded is None:
-                loaded = load_model(path, grid=grid)
-                own = loaded.model
-                text = open_text(loaded, data, request.documents, request.lengths)
-            wanted = scaling_for(own, kind, request.factor, length)
-            if wanted != there:
-                del loaded  # there may be no room for two
-                loaded, there = load_model(path, grid=grid, scaling=wanted), wanted
-            yield evaluate_length(loaded, text, length, request.stride, str(path), kind)
+            scaled = loaded.scaled(scaling_for(loaded.model, kind, request.factor, length))
+            yield evaluate_length(scaled, text, length, request.stride, str(path), kind)

@@ -12,9 +12,8 @@ from torch import nn
 
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.data.tokenizer import Tokenizer
-from megatron_ngpt.inference.load import LoadedModel, stage_of
+from megatron_ngpt.inference.load import LoadedModel, decoder_of
 from megatron_ngpt.model.blueprint import Blueprint
-from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.parallel.grid import Axis
 
 
@@ -35,18 +34,12 @@ def live_model(module: nn.Module, blueprint: Blueprint, recipe: Recipe, tokenize
     It computes as inference does, whatever of recomputation, compilation and split sequences training uses. Context ranks work each for
     themselves, and find the same. Under ZeRO-3 each layer is gathered as it is used, so all ranks work in step and on the same text.
     """
-    trained = {parameter.placement.record.name: parameter for parameter in module.parameters()}
-    cut = any(hasattr(parameter, "ds_id") for parameter in trained.values())
+    cut = any(hasattr(parameter, "ds_id") for parameter in module.parameters())
     grid = replace(blueprint.grid, context=Axis())
     if cut:
         grid = replace(grid, data=Axis(), readers=Axis(), model=grid.world)
     plain = Blueprint(blueprint.model, blueprint.vocabulary, grid)
-    with torch.device("meta"):
-        decoder = Decoder(plain, stage_of(plain)).eval()
-    for part in decoder.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None:
-                part._parameters[name] = trained[parameter.placement.record.name]
+    decoder = decoder_of(plain, module)
     if cut:
         for layer in decoder.layers:
             _gather_when_used(layer)

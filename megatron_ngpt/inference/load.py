@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from megatron_ngpt.checkpoint.catalogue import from_checkpoint
 from megatron_ngpt.checkpoint.dcp import load
@@ -58,6 +59,12 @@ class LoadedModel:
         if self.tokenizer_path is None:
             raise ConfigError("MODEL: no tokenizer.model beside it; put the SentencePiece model there")
         return Tokenizer(str(self.tokenizer_path))
+
+    def scaled(self, scaling: RopeScaling | None) -> "LoadedModel":
+        """The same parameters with their rotary embedding scaled anew, as in `load_model`."""
+        model = _stretched(self.model, scaling)
+        module = decoder_of(replace(self.module.blueprint, model=model), self.module)
+        return replace(self, module=module, model=model)
 
 
 def load_model(
@@ -132,6 +139,18 @@ def _build(model: Model, vocabulary: int, mask_documents: bool, grid: RankGrid) 
     blueprint = Blueprint(model, vocabulary, grid, context_kind=context_kind(model, grid), mask_documents=mask_documents)
     with choose_device():
         return Decoder(blueprint, stage_of(blueprint)).eval()
+
+
+def decoder_of(blueprint: Blueprint, module: nn.Module) -> Decoder:
+    """This rank's layers of the blueprint over the parameters that `module` has by the same names, without a copy."""
+    held = {parameter.placement.record.name: parameter for parameter in module.parameters()}
+    with torch.device("meta"):
+        decoder = Decoder(blueprint, stage_of(blueprint)).eval()
+    for part in decoder.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = held[parameter.placement.record.name]
+    return decoder
 
 
 def stage_of(blueprint: Blueprint) -> slice:

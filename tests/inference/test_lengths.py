@@ -17,6 +17,7 @@ from megatron_ngpt.data.indexed import IndexedDataset
 from megatron_ngpt.data.tape import Tape, select_documents
 from megatron_ngpt.errors import ConfigError, DataError
 from megatron_ngpt.inference import lengths as lengths_module
+from megatron_ngpt.inference import lengths_command
 from megatron_ngpt.inference.evaluate import evaluate
 from megatron_ngpt.inference.lengths import evaluate_length, open_text, scaling_for, windows_of
 from megatron_ngpt.inference.lengths_output import FILES, by_position
@@ -190,13 +191,16 @@ def command(world, texts, monkeypatch, capsys):
     return run
 
 
-def test_command(world, texts, command, tmp_path):
-    """Two models and two scalings; a JSON object a line, the same in files, figures, and losses by position that add up."""
-    out = tmp_path / "out" / "deep"
+def test_command(world, texts, command, tmp_path, monkeypatch):
+    """Two models, each read once, and two scalings; a JSON object a line, the same in files, figures, and losses by position that add
+    up."""
+    out, read = tmp_path / "out" / "deep", []
+    monkeypatch.setattr(lengths_command, "load_model", lambda path, **options: read.append(path) or load_model(path, **options))
     asked = ["--lengths", "16,40", "--stride", 8, "--rope_scaling", "none", "--rope_scaling", "yarn", "--out", out]
     status, printed, _ = command(world.exported, *asked)
     lines = [json.loads(line) for line in printed.splitlines()]
-    assert status == 0 and lines == json.loads((out / "lengths.json").read_text()) and len(lines) == 8
+    assert status == 0 and read == [world.run, world.exported]
+    assert lines == json.loads((out / "lengths.json").read_text()) and len(lines) == 8
     names = [(line["model"], line["rope_scaling"], line["context"], line["rope_factor"]) for line in lines]
     each = [("none", 16, 1.0), ("none", 40, 1.0), ("yarn", 16, 1.0), ("yarn", 40, 2.5)]
     assert names == [(str(model), *one) for model in (world.run, world.exported) for one in each]
