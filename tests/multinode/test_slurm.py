@@ -37,29 +37,25 @@ def undisturbed(corpus, tmp_path_factory) -> list[dict]:
     return lines(output)
 
 
-def rank_killed(slurm: Slurm, job: int) -> str:
+def rank_killed(slurm: Slurm, job: int) -> None:
     """SIGKILL of a rank."""
     assert slurm.hosts.on(2, "pkill", f"-{signal.SIGKILL.value}", "-f", "launch/pretrain.py").returncode == 0
-    return "SIGKILL of a rank"
 
 
-def preempted(slurm: Slurm, job: int) -> str:
-    """What Slurm itself sends before the time is up: SIGTERM to the script."""
+def preempted(slurm: Slurm, job: int) -> None:
+    """SIGTERM to the script, as Slurm itself sends it before the time is up."""
     assert slurm.hosts.on(1, "scancel", "--batch", "--signal=TERM", str(job), SLURM_CONF=str(slurm.folder / "slurm.conf")).returncode == 0
-    return "SIGTERM to the script"
 
 
-def out_of_time(slurm: Slurm, job: int) -> str:
-    """Nothing but waiting."""
-    return "the time limit"
+def out_of_time(slurm: Slurm, job: int) -> None:
+    """The time limit, for which nothing need be done."""
 
 
-def without_power(slurm: Slurm, job: int) -> str:
-    """A host of the job, which comes back when Slurm has given it up."""
+def without_power(slurm: Slurm, job: int) -> None:
+    """A host without power, which comes back when Slurm has given it up."""
     slurm.hosts.do("kill", 2)
     slurm.wait(lambda: slurm.job(job)["JobState"] != "RUNNING", "the loss noticed")
     slurm.boot(2)
-    return "a host without power, then booted"
 
 
 def starts(output: Path) -> list[int]:
@@ -87,11 +83,12 @@ def test_goes_on_after(slurm, corpus, tmp_path, undisturbed, happens, words):
     job = slurm.submit(*NODES, *words, *command, **environment(unhurried, tmp_path / "site"))
     try:
         slurm.wait(lambda: trained(run) >= 14 or slurm.job(job)["JobState"] in ENDED, "step 14")
-        struck, reached, what = time.monotonic(), trained(run), happens(slurm, job)
+        struck, reached = time.monotonic(), trained(run)
+        happens(slurm, job)
         slurm.wait(lambda: len(starts(run)) == 2, "another start")
         begun = starts(run)[-1]
         slurm.wait(lambda: trained(run) > begun, "another step")
-        print(f"| {what} | {time.monotonic() - struck:.0f} s | {max(reached - begun, 0)} |")
+        print(f"| {happens.__doc__} | {time.monotonic() - struck:.0f} s | {max(reached - begun, 0)} |")
         slurm.wait(lambda: slurm.job(job)["JobState"] in ENDED, "the end", 600)
         assert slurm.job(job)["JobState"] == "COMPLETED", slurm.story()
         restarts = int(slurm.job(job)["Restarts"])
