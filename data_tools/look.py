@@ -7,13 +7,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from data_tools.blocks import BLOCK, token_blocks
 from megatron_ngpt.data.indexed import IndexedDataset, read_meta
 from megatron_ngpt.data.order import Permutation
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import ConfigError
-from megatron_ngpt.monitor.progress import byte_progress
 
-BLOCK = 1 << 22
 BAR_WIDTH = 40
 SHOWN_CHARACTERS = 400
 SHOWN_BYTES = 10
@@ -48,13 +47,9 @@ def survey(prefix: str, tokenizer: Tokenizer | None) -> Contents:
 
 def _byte_shares(dataset: IndexedDataset, tokenizer: Tokenizer) -> list[tuple[str, float]]:
     counts = np.zeros(tokenizer.size, np.int64)
-    with byte_progress() as bar:
-        task = bar.add_task("tokens", total=dataset.tape.nbytes)
-        for start in range(0, dataset.tokens, BLOCK):
-            block = dataset.tape[start : start + BLOCK]
-            known = block[(block >= 0) & (block < tokenizer.size)]
-            counts += np.bincount(known, minlength=tokenizer.size)
-            bar.update(task, advance=block.nbytes)
+    for _, block in token_blocks(dataset):
+        known = block[(block >= 0) & (block < tokenizer.size)]
+        counts += np.bincount(known, minlength=tokenizer.size)
     ids = tokenizer.byte_tokens()
     ids = ids[np.argsort(-counts[ids], kind="stable")]
     return [(tokenizer.piece(token), counts[token] / dataset.tokens) for token in ids if counts[token]]

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.blocks import BLOCK, token_blocks
 from megatron_ngpt.data.indexed import IndexedDataset, pair_paths, read_meta
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.errors import DataError
 from megatron_ngpt.monitor.progress import byte_progress
 
-BLOCK = 1 << 22
 CHECKSUMS = (("bin_sha256", 0), ("idx_sha256", 1))
 
 
@@ -72,16 +72,12 @@ def meta_problems(dataset: IndexedDataset, meta: dict, tokenizer: Tokenizer | No
 def token_problems(dataset: IndexedDataset, vocabulary: int) -> list[str]:
     """The first token outside the vocabulary, and how many there are."""
     first, count = None, 0
-    with byte_progress() as bar:
-        task = bar.add_task("tokens", total=dataset.tape.nbytes)
-        for start in range(0, dataset.tokens, BLOCK):
-            block = dataset.tape[start : start + BLOCK]
-            bar.update(task, advance=block.nbytes)
-            if block.max() < vocabulary and block.min() >= 0:
-                continue
-            bad = np.flatnonzero((block >= vocabulary) | (block < 0))
-            first = start + int(bad[0]) if first is None else first
-            count += len(bad)
+    for start, block in token_blocks(dataset):
+        if block.max() < vocabulary and block.min() >= 0:
+            continue
+        bad = np.flatnonzero((block >= vocabulary) | (block < 0))
+        first = start + int(bad[0]) if first is None else first
+        count += len(bad)
     if first is None:
         return []
     document = dataset.document_at(np.array([first]))

@@ -12,7 +12,7 @@ from megatron_ngpt.checkpoint.export import export
 from megatron_ngpt.checkpoint.initial import load_initial
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.parallel.shards import shards_of
-from tests.checkpoint.trained import likeliest, make_model, save_run
+from tests.checkpoint.trained import fine_tune, likeliest, make_model, save_run
 from tests.reference import reference_logits
 
 V = 33
@@ -132,15 +132,7 @@ def test_loss_is_ours_and_every_weight_learns(exports, model):
 def test_fine_tuning_on_the_sphere(exports, model, tmp_path):
     """Trained there, saved there, and back here with the same function."""
     model.train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    losses = []
-    for _ in range(20):
-        loss = model(TOKENS, labels=TOKENS).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        model.normalize_matrices()
-        losses.append(loss.item())
+    losses = fine_tune(model, TOKENS, steps=20, lr=0.01)
     assert losses[-1] < losses[0] - 0.5
     lengths = [matrix.float().norm(dim=axis) for matrix, axis in model._matrices()]
     assert len(lengths) == 2 + 2 * 7 and max((length - 1).abs().max() for length in lengths) < 1e-6

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from megatron_ngpt.checkpoint.export import export
-from tests.checkpoint.trained import make_model, save_run
+from tests.checkpoint.trained import fine_tune, make_model, save_run
 
 V = 33
 TOKENS = torch.randint(V - 6, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -64,14 +64,7 @@ def test_resized_model_learns(directory):
     model = load(directory)
     model.resize_token_embeddings(V + 2)
     tokens = torch.cat([TOKENS[:, :4], torch.full((3, 2), V + 1)], 1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
-    for _ in range(80):
-        loss = model(tokens, labels=tokens).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        model.normalize_matrices()
-    assert loss < 1
+    assert fine_tune(model, tokens, steps=80, lr=0.03)[-1] < 1
     assert model.generate(tokens[:, :4], max_new_tokens=2, do_sample=False).equal(tokens)
 
 

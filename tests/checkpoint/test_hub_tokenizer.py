@@ -17,7 +17,7 @@ from megatron_ngpt.checkpoint.export import export
 from megatron_ngpt.checkpoint.hub import tokenizer as hub
 from megatron_ngpt.checkpoint.hub.tokenizer import write_tokenizer
 from megatron_ngpt.data.tokenizer import Tokenizer
-from tests.checkpoint.trained import make_model, save_run
+from tests.checkpoint.trained import fine_tune, make_model, save_run
 from tests.data.small_data import make_tokenizer
 
 SOURCES = [path.read_text("utf-8", errors="replace") for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:60]]
@@ -185,13 +185,7 @@ def test_tokens_are_added_trained_and_generated(tmp_path, arch, kind):
     model.resize_token_embeddings(len(theirs))
     assert model.config.vocab_size == len(theirs) == ours.size + 2
     tokens = torch.tensor([[5, 6, ours.size, ours.size + 1]])
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
-    for _ in range(200):
-        model(tokens, labels=tokens).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if arch == "ngpt":
-            model.normalize_matrices()
+    fine_tune(model, tokens, steps=200, lr=0.03)
     model.save_pretrained(tmp_path / "tuned")
     theirs.save_pretrained(tmp_path / "tuned")
     tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned", trust_remote_code=True)

@@ -40,6 +40,20 @@ def likeliest(logits: torch.Tensor) -> torch.Tensor:
     return tokens[..., 0]
 
 
+def fine_tune(model, tokens: torch.Tensor, steps: int, lr: float) -> list[float]:
+    """Steps of Adam on tokens [B, T] that a model of `transformers` takes, an nGPT's on its sphere; the loss before each."""
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=lr), []
+    for _ in range(steps):
+        loss = model(tokens, labels=tokens).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if hasattr(model, "normalize_matrices"):
+            model.normalize_matrices()
+        losses.append(loss.item())
+    return losses
+
+
 def save_run(output: Path, module: Decoder, tokenizer: str | None = None, boundaries: str = "ignore") -> Path:
     """A run directory with one checkpoint of the module; returns the checkpoint."""
     recipe = Recipe(
