@@ -12,9 +12,10 @@ from megatron_ngpt.model.query_key import to_sphere
 from megatron_ngpt.model.rotary import rotate, score_factor
 from megatron_ngpt.model.scales import effective
 from megatron_ngpt.model.window import Window
-from megatron_ngpt.parallel.document_attention import document_attention, ring_attention
+from megatron_ngpt.parallel.document_attention import document_attention
 from megatron_ngpt.parallel.linear import ColumnParallelLinear, RowParallelLinear, enter_region, leave_region
 from megatron_ngpt.parallel.placement import parameter
+from megatron_ngpt.parallel.ring import attention_in_blocks
 from megatron_ngpt.parallel.ulysses import attention_by_heads
 
 
@@ -58,8 +59,10 @@ class Attention(nn.Module):
     def attend(self, q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor, window: Window) -> torch.Tensor:
         """Causal attention over the context ranks, within documents where the window has any, [B, T, H, K]."""
         scale, documents = self.softmax_scale, window.documents
+        if self.ring and documents is None:
+            return attention_in_blocks(q_BTHK, k_BTGK, v_BTGK, scale, self.context)
         if self.ring:
-            return ring_attention(q_BTHK, k_BTGK, v_BTGK, scale, self.context, documents)
+            return document_attention(q_BTHK, k_BTGK, v_BTGK, scale, documents, self.context)
 
         def whole(q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor) -> torch.Tensor:
             if documents is None:

@@ -17,6 +17,12 @@ from megatron_ngpt.parallel.grid import Axis
 Shape = Callable[..., list[int]]
 
 
+def axis_named(group: str) -> Axis:
+    """The axis whose process group has this name, which is all of it that an operator's arguments can carry."""
+    ranks = _resolve_process_group(group)
+    return Axis(ranks.rank(), ranks.size(), ranks)
+
+
 def _also_in_graphs(shape: Shape) -> Callable:
     """A collective (x, axis, *dims), and its operator, whose result has `shape` (that of x, ranks, *dims) and the dtype of x."""
 
@@ -25,12 +31,11 @@ def _also_in_graphs(shape: Shape) -> Callable:
 
         @torch.library.custom_op(name, mutates_args=(), schema="(Tensor x, str group, int[] dims) -> Tensor")
         def operator(x: torch.Tensor, group: str, dims: list[int]) -> torch.Tensor:
-            ranks = _resolve_process_group(group)
-            return collective(x, Axis(ranks.rank(), ranks.size(), ranks), *dims)
+            return collective(x, axis_named(group), *dims)
 
         @operator.register_fake
         def _(x: torch.Tensor, group: str, dims: list[int]) -> torch.Tensor:
-            return x.new_empty(shape(list(x.shape), _resolve_process_group(group).size(), *dims))
+            return x.new_empty(shape(list(x.shape), axis_named(group).size, *dims))
 
         @wraps(collective)
         def chosen(x: torch.Tensor, axis: Axis, *dims: int) -> torch.Tensor:

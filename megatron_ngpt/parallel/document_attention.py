@@ -12,6 +12,8 @@ from megatron_ngpt.parallel.attention_plan import Run
 from megatron_ngpt.parallel.grid import Axis
 from megatron_ngpt.parallel.ring import attention_in_blocks
 
+_ALONE = Axis()
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -34,23 +36,15 @@ class Documents:
 
 
 @torch._disable_dynamo
-def ring_attention(
-    q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor, scale: float, axis: Axis, documents: Documents | None
-) -> torch.Tensor:
-    """softmax(scale · q kᵀ) v, within documents where there are any, [B, T, H, K], each rank of the ring with its positions."""
-    return attention_in_blocks(q_BTHK, k_BTGK, v_BTGK, scale, axis, documents and documents.runs)
-
-
-@torch._disable_dynamo
 def document_attention(
-    q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor, scale: float, documents: Documents
+    q_BTHK: torch.Tensor, k_BTGK: torch.Tensor, v_BTGK: torch.Tensor, scale: float, documents: Documents, ring: Axis = _ALONE
 ) -> torch.Tensor:
-    """softmax(scale · q kᵀ) v within documents, [B, T, H, K]. Every rank here has whole sequences.
+    """softmax(scale · q kᵀ) v within documents, [B, T, H, K]. Every rank here has whole sequences, or each of `ring` its positions.
 
-    On GPUs in half precision one kernel for all documents, elsewhere one rectangle after another.
+    On GPUs in half precision one kernel for all documents of whole sequences, elsewhere one rectangle after another.
     """
-    if not q_BTHK.is_cuda or q_BTHK.dtype == torch.float32:
-        return attention_in_blocks(q_BTHK, k_BTGK, v_BTGK, scale, documents=documents.runs)
+    if ring.size > 1 or not q_BTHK.is_cuda or q_BTHK.dtype == torch.float32:
+        return attention_in_blocks(q_BTHK, k_BTGK, v_BTGK, scale, ring, documents.runs)
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (x.flatten(0, 1) for x in (q_BTHK, k_BTGK, v_BTGK))

@@ -12,12 +12,12 @@ import torch.distributed as dist
 
 from megatron_ngpt.parallel.attention_blocks import Block, attend, attend_backward
 from megatron_ngpt.parallel.attention_plan import Run, blocks, held_runs
+from megatron_ngpt.parallel.collectives import axis_named
 from megatron_ngpt.parallel.grid import Axis
 
 _ALONE = Axis()
 
 
-@torch._disable_dynamo
 def attention_in_blocks(
     q_BTHK: torch.Tensor,
     k_BTGK: torch.Tensor,
@@ -26,67 +26,106 @@ def attention_in_blocks(
     axis: Axis = _ALONE,
     documents: list[list[Run]] | None = None,
 ) -> torch.Tensor:
-    """softmax(scale · q kᵀ + causal mask) v, [B, T, H, K], in q's dtype.
+    """softmax(scale · q kᵀ + causal mask) v, [B, T, H, K], in q's dtype. In a compiled graph one operator, without documents.
 
     Args:
         axis: the ranks that the window is divided over, as `held_runs(..., "ring")`; an axis of one holds all of it.
         documents: for each row, the runs of its documents over the whole window, which do not see each other; None: one document.
     """
-    context = q_BTHK.shape[1] * axis.size
-    runs = [held_runs(context, axis.size, rank, "ring") for rank in range(axis.size)]
-    turns = [blocks(runs[axis.rank], runs[(axis.rank - turn) % axis.size], documents) for turn in range(axis.size)]
-    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
-    return _BlockAttention.apply(q, k, v, scale, axis, turns).transpose(1, 2)
+    turns = None if torch.compiler.is_compiling() else _turns(q_BTHK.shape[1], axis, documents)
+    return _BlockAttention.apply(q_BTHK, k_BTGK, v_BTGK, scale, axis, turns)
+
+
+def _turns(tokens: int, axis: Axis, documents: list[list[Run]] | None = None) -> list[list[Block]]:
+    """The blocks between this rank's queries and the keys that are here in each turn."""
+    runs = [held_runs(tokens * axis.size, axis.size, rank, "ring") for rank in range(axis.size)]
+    return [blocks(runs[axis.rank], runs[(axis.rank - turn) % axis.size], documents) for turn in range(axis.size)]
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Turn by turn, the blocks between this rank's queries and the keys that are here in that turn."""
+    """Without `turns` in a graph, whose operators find them when it runs."""
 
     @staticmethod
-    def forward(ctx, q, k, v, scale: float, axis: Axis, turns: Sequence[list[Block]]) -> torch.Tensor:
-        joined = _Joined(q) if axis.size > 1 else _Placed(q)
-        held = torch.stack([k, v]) if axis.size > 1 else (k, v)
-        for turn, found in enumerate(turns):
-            coming = _pass_on(held, axis) if turn + 1 < len(turns) else None
-            for b in found:
-                joined.add(b, *attend(q[b.rows, :, b.queries], held[0][b.rows, :, b.keys], held[1][b.rows, :, b.keys], b.causal, scale))
-            if coming:
-                held = coming()
-        out, lse = joined.result()
+    def forward(ctx, q, k, v, scale: float, axis: Axis, turns: Sequence[list[Block]] | None) -> torch.Tensor:
+        out, lse = _in_graph(q, k, v, scale, axis.name) if turns is None else _attend(q, k, v, scale, axis, turns)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.scale, ctx.axis, ctx.turns = scale, axis, turns
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        q, k, v, out, lse = ctx.saved_tensors
-        axis, alone = ctx.axis, ctx.axis.size == 1
-        held = (k, v) if alone else torch.stack([k, v])
-        sums = q.dtype if alone else torch.float32
-        grad_q = torch.zeros(q.shape, dtype=sums, device=q.device)
-        grads = torch.zeros((2, *k.shape), dtype=sums, device=q.device)
-        for turn, found in enumerate(ctx.turns):
-            coming = _pass_on(held, axis) if turn + 1 < len(ctx.turns) else None
-            for b in found:
-                at, keys = (b.rows, slice(None), b.queries), (b.rows, slice(None), b.keys)
-                parts = attend_backward(
-                    grad[at], q[at], held[0][keys], held[1][keys], out[at], lse[at], b.causal, ctx.scale
-                )
-                for total, part in zip((grad_q[at], grads[0][keys], grads[1][keys]), parts, strict=True):
-                    total.add_(part)
-            if not alone:
-                grads = _pass_on(grads, axis)()
-            if coming:
-                held = coming()
-        return grad_q.to(q.dtype), grads[0].to(k.dtype), grads[1].to(v.dtype), None, None, None
+        kept, scale, axis, turns = ctx.saved_tensors, ctx.scale, ctx.axis, ctx.turns
+        found = _backward_in_graph(grad, *kept, scale, axis.name) if turns is None else _attend_backward(grad, *kept, scale, axis, turns)
+        grad_q, (grad_k, grad_v) = found[0], found[1].transpose(2, 3)
+        return grad_q, grad_k, grad_v, None, None, None
+
+
+@torch.library.custom_op("megatron_ngpt::ring_attention", mutates_args=())
+def _in_graph(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, group: str) -> tuple[torch.Tensor, torch.Tensor]:
+    axis = axis_named(group)
+    return _attend(q, k, v, scale, axis, _turns(q.shape[1], axis))
+
+
+@_in_graph.register_fake
+def _(q, k, v, scale, group):
+    return q.new_empty(q.shape), _no_scores(q)
+
+
+@torch.library.custom_op("megatron_ngpt::ring_attention_backward", mutates_args=())
+def _backward_in_graph(
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, scale: float, group: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    axis = axis_named(group)
+    return _attend_backward(grad, q, k, v, out, lse, scale, axis, _turns(q.shape[1], axis))
+
+
+@_backward_in_graph.register_fake
+def _(grad, q, k, v, out, lse, scale, group):
+    return q.new_empty(q.shape), k.new_empty((2, *k.transpose(1, 2).shape))
+
+
+def _attend(q_BTHK, k_BTGK, v_BTGK, scale: float, axis: Axis, turns: Sequence[list[Block]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output [B, T, H, K], and log Σ exp of each query's scores, fp32 [B, H, T]."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
+    joined = _Joined(q_BTHK) if axis.size > 1 else _Placed(q_BTHK)
+    held = torch.stack([k, v]) if axis.size > 1 else (k, v)
+    for turn, found in enumerate(turns):
+        coming = _pass_on(held, axis) if turn + 1 < len(turns) else None
+        for b in found:
+            joined.add(b, *attend(q[b.rows, :, b.queries], held[0][b.rows, :, b.keys], held[1][b.rows, :, b.keys], b.causal, scale))
+        if coming:
+            held = coming()
+    return joined.result()
+
+
+def _attend_backward(grad_BTHK, q_BTHK, k_BTGK, v_BTGK, out_BTHK, lse, scale: float, axis: Axis, turns: Sequence[list[Block]]):
+    """The gradients of q, [B, T, H, K], and of k and v as they travel, [2, B, G, T, K]."""
+    grad, q, k, v, out = (x.transpose(1, 2) for x in (grad_BTHK, q_BTHK, k_BTGK, v_BTGK, out_BTHK))
+    alone = axis.size == 1
+    held = (k, v) if alone else torch.stack([k, v])
+    sums = q.dtype if alone else torch.float32
+    grad_q = torch.zeros(q_BTHK.shape, dtype=sums, device=q.device)
+    grads = torch.zeros((2, *k.shape), dtype=sums, device=q.device)
+    for turn, found in enumerate(turns):
+        coming = _pass_on(held, axis) if turn + 1 < len(turns) else None
+        for b in found:
+            at, keys = (b.rows, slice(None), b.queries), (b.rows, slice(None), b.keys)
+            parts = attend_backward(grad[at], q[at], held[0][keys], held[1][keys], out[at], lse[at], b.causal, scale)
+            for total, part in zip((grad_q.transpose(1, 2)[at], grads[0][keys], grads[1][keys]), parts, strict=True):
+                total.add_(part)
+        if not alone:
+            grads = _pass_on(grads, axis)()
+        if coming:
+            held = coming()
+    return grad_q.to(q.dtype), grads.to(k.dtype)
 
 
 class _Placed:
     """Results of blocks that divide the queries among them: each stands where it belongs."""
 
-    def __init__(self, q: torch.Tensor):
-        self._out = torch.empty_like(q)
-        self._lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
+    def __init__(self, q_BTHK: torch.Tensor):
+        self._whole, self._lse = torch.empty(q_BTHK.shape, dtype=q_BTHK.dtype, device=q_BTHK.device), _no_scores(q_BTHK)
+        self._out = self._whole.transpose(1, 2)
 
     def add(self, block: Block, out: torch.Tensor, lse: torch.Tensor) -> None:
         """One block's result."""
@@ -94,17 +133,16 @@ class _Placed:
         self._lse[block.rows, :, block.queries] = lse
 
     def result(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(output, log Σ exp) of all queries."""
-        return self._out, self._lse
+        """(output [B, T, H, K], log Σ exp) of all queries."""
+        return self._whole, self._lse
 
 
 class _Joined:
     """Results of blocks whose keys are parts of a row of scores: means weighted by Σ exp, in fp32."""
 
-    def __init__(self, q: torch.Tensor):
-        self._dtype = q.dtype
-        self._out = torch.zeros_like(q, dtype=torch.float32)  # laid out as q: what reads the result makes no copy of it
-        self._lse = torch.full(q.shape[:-1], -torch.inf, dtype=torch.float32, device=q.device)
+    def __init__(self, q_BTHK: torch.Tensor):
+        self._whole, self._lse = torch.zeros(q_BTHK.shape, dtype=torch.float32, device=q_BTHK.device), _no_scores(q_BTHK)
+        self._out, self._dtype = self._whole.transpose(1, 2), q_BTHK.dtype
 
     def add(self, block: Block, out: torch.Tensor, lse: torch.Tensor) -> None:
         """One block's result."""
@@ -115,8 +153,13 @@ class _Joined:
         self._lse[at] = total
 
     def result(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(output, log Σ exp) of all queries."""
-        return self._out.to(self._dtype), self._lse
+        """(output [B, T, H, K], log Σ exp) of all queries."""
+        return self._whole.to(self._dtype), self._lse
+
+
+def _no_scores(q_BTHK: torch.Tensor) -> torch.Tensor:
+    """log Σ exp of no scores, fp32 [B, H, T]."""
+    return torch.full(q_BTHK.transpose(1, 2).shape[:-1], -torch.inf, dtype=torch.float32, device=q_BTHK.device)
 
 
 def _pass_on(x: torch.Tensor, axis: Axis):

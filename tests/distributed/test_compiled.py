@@ -18,6 +18,7 @@ COMPILED = {"training.compile": "true"}
         Layout("tensor 2, selective, chunks", 2, cut(2) | COMPILED | {"training.recompute": "selective", "training.ffn_chunks": "4"}),
         Layout("data 3, ZeRO-3, all cut, recompute", 3, {"deepspeed": TIGHT} | COMPILED | {"training.recompute": "full"}),
         Layout("tensor 2 × data 2, sequence, ZeRO-3, offload", 4, cut(2, sequence=True) | zero(3, offload=True) | COMPILED),
+        Layout("context 2, ring, recompute", 2, spread("ring", 2) | COMPILED | {"training.recompute": "full"}),
         Layout("context 2, ring, masked blend", 2, spread("ring", 2) | COMPILED, "blend, masked documents"),
     ],
     ids=lambda layout: layout.name,

@@ -20,6 +20,7 @@ KINDS = {  # axes of the ranks, keys of the model, options of the blueprint
     "ngpt, sequence, selective": (TENSOR, {}, {"sequence": True, "recompute": "selective"}),
     "gpt, sequence": (TENSOR, {"arch": "gpt"}, {"sequence": True}),
     "ngpt, context by heads": (CONTEXT, {}, {"context_kind": "ulysses"}),
+    "ngpt, context in a ring": (CONTEXT, {}, {"context_kind": "ring"}),
 }
 
 
