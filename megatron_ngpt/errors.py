@@ -40,6 +40,10 @@ class TrainingError(NgptError):
     """Training cannot go on, for example because the loss is not finite. Every rank raises it, rank 0 tells it."""
 
 
+class TaskError(NgptError):
+    """The code of an lm-eval task failed on some rank, which every rank knows: the model and the ranks are well."""
+
+
 class ToldError(NgptError):
     """A failure that a person has been told already."""
 

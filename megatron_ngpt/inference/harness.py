@@ -7,18 +7,19 @@ Continuations of the same context (the answers of a multiple choice) share one p
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.errors import ConfigError, TaskError
 from megatron_ngpt.inference.continuation import Continuation
 from megatron_ngpt.inference.generate import continue_batch
 from megatron_ngpt.inference.likelihood import Scored, score
 from megatron_ngpt.inference.load import LoadedModel
 from megatron_ngpt.inference.ranks import shown
-from megatron_ngpt.parallel.together import leads
+from megatron_ngpt.parallel.together import leads, together
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -36,12 +37,19 @@ class HarnessModel(TemplateLM):
 
     Args:
         batch: requests that are put through the model together.
+
+    Attributes:
+        at_work: ranks that share the model may be in the middle of a collective.
+
+    Raises:
+        TaskError: from what ranks do together outside the model, where another one's task has failed.
     """
 
     def __init__(self, loaded: LoadedModel, batch: int):
         super().__init__()
         self.loaded, self.batch = loaded, batch
         self._told: set[str] = set()
+        self.at_work = False
         self._tokenizer = loaded.tokenizer()
         self._axis = loaded.grid.readers
         self._rank, self._world_size, self._device = self._axis.rank, self._axis.size, loaded.device
@@ -66,7 +74,8 @@ class HarnessModel(TemplateLM):
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """(log-likelihood, whether it is the greedy continuation) of each (context, continuation); no bar of lm-eval's own."""
-        return super().loglikelihood(requests, disable_tqdm)
+        with self._working():
+            return super().loglikelihood(requests, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of each whole text, in windows of the model's context that predict every token once."""
@@ -78,8 +87,9 @@ class HarnessModel(TemplateLM):
                 owners.append(number)
                 pairs.append((context, continuation))
         totals = [0.0] * len(requests)
-        for owner, answer in zip(owners, self._score(pairs), strict=True):
-            totals[owner] += answer.log_likelihood
+        with self._working():
+            for owner, answer in zip(owners, self._score(pairs), strict=True):
+                totals[owner] += answer.log_likelihood
         return totals
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
@@ -99,7 +109,8 @@ class HarnessModel(TemplateLM):
                 self._tell_once(f"max_gen_toks = {options.max_tokens}: at most {most} tokens are written in a context of {self.max_length}")
             room = max(1, self.max_length - most)
             rows = [Continuation(self._tokenizer, requests[number].args[0], options.until, room=room) for number in part]
-            continue_batch(self.loaded, rows, most, options.sampling, self._tokenizer.size)
+            with self._working():
+                continue_batch(self.loaded, rows, most, options.sampling, self._tokenizer.size)
             for number, row in zip(part, rows, strict=True):
                 texts[number] = row.finish()
         return texts
@@ -132,21 +143,39 @@ class HarnessModel(TemplateLM):
             print(line, file=sys.stderr, flush=True)
         self._told.add(line)
 
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        self.at_work = True
+        yield
+        self.at_work = False  # not after an error
+
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """A number of each data rank, [ranks]."""
+        all_well()
         found = [torch.empty_like(tensor) for _ in range(self._axis.size)]
         dist.all_gather(found, tensor, group=self._axis.group)
         return torch.stack(found)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list | None:
         """Every data rank's object, on rank `dst` of them."""
+        all_well()
         found = [None] * self._axis.size
         dist.all_gather_object(found, obj, group=self._axis.group)
         return found if self._axis.rank == dst else None
 
     def barrier(self) -> None:
-        """Wait for all data ranks."""
-        dist.barrier(group=self._axis.group)
+        """Wait for all ranks."""
+        all_well()
+
+
+def all_well(failed: TaskError | None = None) -> None:
+    """Whether the tasks of no rank have failed (collective over the world, a barrier). Raises TaskError on every rank: one has."""
+
+    def tell() -> None:
+        if failed:
+            raise failed
+
+    together(tell, "tasks")
 
 
 def _neighbours(pairs: list[tuple[list[int], list[int]]], batch: int) -> Iterator[list[int]]:

@@ -1,23 +1,26 @@
 """`ngpt harness`: the tasks of lm-eval on a model, by their names; also of a run's own evaluations."""
 
 import json
+import logging
 import sys
 import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
 from megatron_ngpt.checkpoint.files import write_text
-from megatron_ngpt.errors import ConfigError, DataError
-from megatron_ngpt.inference.harness import HarnessModel  # first: it says how lm-eval is installed
+from megatron_ngpt.errors import ConfigError, DataError, TaskError
+from megatron_ngpt.inference.harness import HarnessModel, all_well  # first: it says how lm-eval is installed
 from megatron_ngpt.inference.harness_options import check_tasks
 from megatron_ngpt.inference.load import LoadedModel, load_model
 from megatron_ngpt.inference.ranks import joined
+from megatron_ngpt.inference.rehearsal import rehearse
+from megatron_ngpt.parallel.together import on_first_rank
 
 from lm_eval import simple_evaluate  # isort: skip
 from lm_eval.tasks import TaskManager  # isort: skip
 from lm_eval.utils import handle_non_serializable, make_table  # isort: skip
 
-
+log = logging.getLogger(__name__)
 PAPER = ("arc_easy", "hellaswag", "winogrande", "wsc273", "lambada_openai")  # by which nGPT was judged beside GPT
 
 
@@ -53,10 +56,33 @@ class Tasks(TaskManager):
 
     def evaluate(self, loaded: LoadedModel, limit: int | None, batch: int, errors: bool = True) -> dict | None:
         """lm-eval's results on rank 0, None elsewhere (collective); of the first `limit` documents of each task, `batch` requests at once.
-        Standard errors, where `errors`, take thousands of repetitions."""
+        Standard errors, where `errors`, take thousands of repetitions.
+
+        Data ranks have documents of their own, so a task may fail on one of them alone. The others learn it where they would wait for that
+        one next. What fails within the model is raised as it is, and on no other rank: nobody knows where the others are.
+
+        Raises:
+            TaskError: on every rank; a task's code failed on one.
+        """
+        self.load()
         more = {} if errors else {"bootstrap_iters": 0}
-        model = HarnessModel(loaded, batch)
-        return simple_evaluate(model, tasks=self.names, task_manager=self, limit=limit, batch_size=batch, log_samples=False, **more)
+        model, results, failed = HarnessModel(loaded, batch), None, None
+        try:
+            results = simple_evaluate(model, tasks=self.names, task_manager=self, limit=limit, batch_size=batch, log_samples=False, **more)
+        except TaskError:
+            raise
+        except Exception as error:
+            if model.at_work:
+                raise
+            log.exception("a task failed")
+            failed = TaskError(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        all_well(failed)
+        return results
+
+    def rehearse(self, limit: int | None) -> None:
+        """Load the tasks, and let rank 0 try them without a model (collective). Raises ConfigError for those that fail."""
+        found = self.load()["tasks"]
+        on_first_rank(lambda: rehearse(found, limit, self._key), self._key)
 
     def _find(self, names: list[str]) -> list[str]:
         if not names:
@@ -89,7 +115,8 @@ def run(
     """The command: rank 0 prints lm-eval's table of results, and writes them to `output`.
 
     Raises:
-        ConfigError: no such task, or one that the model's context is too short for.
+        ConfigError: no such task, or one whose code fails without a model already.
+        TaskError: one whose code fails on what the model answers.
         DataError: a task's data is neither on this machine nor within reach.
     """
     if include_path and not include_path.is_dir():
@@ -97,6 +124,7 @@ def run(
     _check_output(output)
     with joined(tensor, pipeline) as grid, redirect_stdout(sys.stderr):  # data sets tell what they do
         found = Tasks([name for word in tasks for name in word.split(",") if name], include_path)
+        found.rehearse(limit)
         results = found.evaluate(load_model(model, grid=grid), limit, batch)
     if not grid.world.first:
         return

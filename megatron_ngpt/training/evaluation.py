@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.data.batches import Opened, Rows, validation_batches
+from megatron_ngpt.errors import TaskError
 from megatron_ngpt.inference.continuation import Continuation
 from megatron_ngpt.inference.generate import continue_batch
 from megatron_ngpt.inference.sampling import Sampling
@@ -26,7 +27,7 @@ class Evaluation:
         broken: why the last one is none, if its loss is not finite.
 
     Raises:
-        ConfigError: lm-eval has no such task, or one asks for what is not done here.
+        ConfigError: lm-eval has no such task, one asks for what is not done here, or its own code fails.
         DataError: a task's data is neither on this machine nor within reach.
     """
 
@@ -34,7 +35,7 @@ class Evaluation:
         self.recipe, self.broken = recipe, None
         self._sources = validation_batches(recipe, data) if recipe.training.eval_every else {}
         self._tasks = find_tasks(recipe) if recipe.training.eval_every and recipe.training.eval_tasks else None
-        self._live, self._tokenizer = None, data.tokenizer
+        self._live, self._tokenizer, self._tasks_fail = None, data.tokenizer, False
 
     def run(self, step: int, engine: Engine, rows: Callable[..., Rows], between: Callable[[], None], monitor: Monitor) -> None:
         """Tell all of it (collective).
@@ -53,7 +54,7 @@ class Evaluation:
         self._live = self._live or engine.live(self._tokenizer)
         monitor.text(step, "sample", self._sample())
         if self._tasks:
-            monitor.scalars(step, {"tasks": self._results()})
+            self._tell_tasks(step, monitor)
 
     def _loss(self, engine: Engine, rows: Callable[[int], Rows], between: Callable[[], None]) -> float:
         total = 0.0
@@ -72,19 +73,26 @@ class Evaluation:
         continue_batch(self._live, [row], SAMPLE_TOKENS, SAMPLING, tokenizer.size)
         return f"{prompt}{SEAM}{row.finish()}"
 
-    def _results(self) -> dict[str, float]:
-        """Of the tasks, on rank 0 (collective)."""
+    def _tell_tasks(self, step: int, monitor: Monitor) -> None:
+        """The results of the tasks (collective). One that fails costs them, and not the run; that is told once, until all go well again."""
         from megatron_ngpt.inference.tasks import numbers
 
-        found = self._tasks.evaluate(self._live, self.recipe.training.eval_tasks_limit, TASK_BATCH, errors=False)
-        return numbers(found) if found else {}
+        try:
+            found = self._tasks.evaluate(self._live, self.recipe.training.eval_tasks_limit, TASK_BATCH, errors=False)
+        except TaskError as error:
+            if not self._tasks_fail:
+                monitor.message(f"warning: step {step}: {error}; no results of training.eval_tasks, the run goes on; traceback in logs/")
+            self._tasks_fail = True
+            return
+        self._tasks_fail = False
+        monitor.scalars(step, {"tasks": numbers(found) if found else {}})
 
 
 def find_tasks(recipe: Recipe):
-    """lm-eval's tasks, with their data, before anything depends on them."""
+    """lm-eval's tasks, with their data and rehearsed, before anything depends on them (collective)."""
     from megatron_ngpt.inference.tasks import Tasks
 
     path = recipe.training.eval_tasks_path
     tasks = Tasks(recipe.training.eval_tasks, Path(path) if path else None, "training.eval_tasks =", "training.eval_tasks_path")
-    tasks.load()
+    tasks.rehearse(recipe.training.eval_tasks_limit)
     return tasks

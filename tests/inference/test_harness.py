@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_ngpt import cli
-from megatron_ngpt.errors import ConfigError
+from megatron_ngpt.errors import ConfigError, TaskError
 from megatron_ngpt.inference.load import load_model
 from megatron_ngpt.parallel.grid import make_grid
 from tests.checkpoint.trained import likeliest
@@ -157,6 +157,23 @@ def test_what_asks_for_nothing_is_taken():
     neutral = {"num_beams": 1, "repetition_penalty": 1.0, "top_k": None, "length_penalty": None, "use_cache": True, "until": "x"}
     options = read_options(neutral, "t")
     assert (options.until, options.max_tokens, options.sampling.temperature, options.sampling.top_k) == (["x"], 256, 0.0, 0)
+
+
+def test_a_failure_within_the_model_is_no_tasks_failure(lab, own_tasks_alone, monkeypatch):
+    """Other ranks may wait for this one in a collective of the model's, where nobody can tell them."""
+    from megatron_ngpt.inference import harness, tasks
+
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    found, loaded = tasks.Tasks(["tiny_choice"], lab.directory), load_model(lab.run)
+    monkeypatch.setattr(harness, "score", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        found.evaluate(loaded, None, 8, errors=False)
+    monkeypatch.setattr(found.load()["tasks"]["tiny_choice"], "process_results", broken)
+    monkeypatch.setattr(harness, "score", lambda _, pairs: [harness.Scored(-1.0, True)] * len(pairs))
+    with pytest.raises(TaskError, match=r"^tasks: RuntimeError: out of memory$"):
+        found.evaluate(loaded, None, 8, errors=False)
 
 
 def test_a_task_that_asks_too_much_is_refused_before_the_model_works(lab, own_tasks_alone, monkeypatch, capsys, tmp_path):

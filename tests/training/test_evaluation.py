@@ -136,6 +136,57 @@ def test_what_is_refused_before_lm_eval_is_asked(corpus, tasks, monkeypatch):
     assert "training.eval_every is 0" in lines[1] and lines[2].startswith("training.eval_tasks_path = gone: no such directory")
 
 
+JUDGE = """
+import os
+
+
+def judge(doc, results):
+    [(found, _), *_] = results
+    if found != -1 and os.environ["RANK"] in {failing} and not os.path.exists("{flag}" + os.environ["RANK"]):
+        open("{flag}" + os.environ["RANK"], "w").close()
+        raise KeyError("answer of rank " + os.environ["RANK"])
+    return {{"acc": 1.0}}
+"""
+
+
+def judged_by(directory: Path, code: str) -> list[str]:
+    """The options with which a run has one task, of a multiple choice, whose answers this code judges."""
+    directory.mkdir(exist_ok=True)
+    (directory / "questions.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in QUESTIONS))
+    (directory / "judged.py").write_text(code)
+    head = COMMON.format(data=directory / "questions.jsonl", cache=directory / "cache")
+    body = TASKS["tiny_choice"] + "process_results: !function judged.judge\n"
+    (directory / "tiny_judged.yaml").write_text(f"task: tiny_judged\n{head}{body}")
+    return ["--training.eval_tasks=[tiny_judged]", f"--training.eval_tasks_path={directory}"]
+
+
+@pytest.mark.parametrize(("layout", "failing"), [
+    ("data 2", [1]),  # which has documents of its own
+    pytest.param("tensor 2 sequence data 2", [2, 3], marks=pytest.mark.heavy),
+    pytest.param("ZeRO-3", [0, 1], marks=pytest.mark.heavy),
+])
+def test_a_task_that_fails_on_some_ranks_is_a_warning_on_all(corpus, tasks, tmp_path, layout, failing):
+    """Told once; the evaluation after it has results again."""
+    ranks, options = {"data 2": (2, [])}.get(layout) or LAYOUTS[layout]
+    words = set(map(str, failing))
+    given = judged_by(tmp_path / "tasks", JUDGE.format(failing=words, flag=tmp_path / "failed"))
+    train(ranks, arguments(corpus, tasks, *given, *options), tmp_path / "run", before=own_tasks_alone)
+    assert [line["step"] for line in read_metrics(tmp_path / "run", "tasks")] == [4]
+    assert [line["step"] for line in read_metrics(tmp_path / "run", "valid_loss")] == [2, 4]
+    logs = [(tmp_path / "run" / "logs" / f"rank-{rank:05d}.log").read_text() for rank in range(ranks)]
+    assert [rank for rank, log in enumerate(logs) if "Traceback" in log] == failing
+    said = f"warning: step 2: tasks: KeyError: 'answer of rank {failing[0]}'; no results of training.eval_tasks, the run goes on"
+    assert logs[0].count(said) == 1 and logs[0].count("warning: step") == 1
+
+
+def test_a_task_that_can_only_fail_is_refused_before_the_start(corpus, tasks, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lm_eval.tasks.TaskManager.__init__.__defaults__", (None, None, False, None))
+    given = judged_by(tmp_path / "tasks", "def judge(doc, results):\n    return {'acc': doc['anwser']}\n")
+    monkeypatch.setattr(sys, "argv", ["ngpt", "check", *arguments(corpus, tasks, *given, f"--training.output={tmp_path}/run")])
+    said = "training.eval_tasks = tiny_judged: fails on answers that are made up: KeyError: 'anwser'; mend it, or leave it out\n"
+    assert cli.main() == 2 and capsys.readouterr().err.endswith(said)
+
+
 def test_ngpt_check_asks_lm_eval_too(corpus, tasks, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lm_eval.tasks.TaskManager.__init__.__defaults__", (None, None, False, None))
     given = arguments(corpus, tasks, "--training.eval_tasks=[tiny_choise]", f"--training.output={tmp_path}/run")
