@@ -101,7 +101,7 @@ def as_wide_as_the_vocabulary(sequence: bool, shard: str, arch: str) -> list[tup
     return sorted(shape for shape in shapes.seen if shape and shape[-1] in (VOCABULARY, VOCABULARY + 1))
 
 
-def steps_without_whole_logits() -> None:
+def check_steps_make_no_whole_logits() -> None:
     for arch in ("ngpt", "gpt"):
         for sequence in (False, True):
             for shard in ("vocab", "hidden"):
@@ -109,7 +109,7 @@ def steps_without_whole_logits() -> None:
 
 
 def test_no_rank_holds_logits_of_the_whole_vocabulary():
-    on_ranks(2, steps_without_whole_logits)
+    on_ranks(2, check_steps_make_no_whole_logits)
 
 
 def test_one_rank_alone_does():

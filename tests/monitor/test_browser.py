@@ -41,7 +41,7 @@ def fetched(address: str) -> str:
         return ""
 
 
-def shown(board: str, tab: str, *wanted: str) -> str:
+def until_shown(board: str, tab: str, *wanted: str) -> str:
     """The text of a tab without blanks, as titles are cut into pieces, once it has all that is wanted."""
     with browser(1920, 1250) as driver:
         driver.get(f"{board}#{tab}")
@@ -55,7 +55,7 @@ def squeezed(text: str) -> str:
 
 def test_the_first_page_is_health_and_pace_of_runs_with_names(board):
     first = "1 health/loss", "1 health/norm_of_gradients", "1 health/out_of_range", "2 pace/step_seconds"  # cards in sight
-    text = shown(board, "timeseries", *first, "small/training", "small/validation", "smaller/training")
+    text = until_shown(board, "timeseries", *first, "small/training", "small/validation", "smaller/training")
     assert text.index("1health/loss") < text.index("1health/norm_of_gradients") < text.index("2pace/")
     assert "sphere" in text and "sphere/max_norm_error" not in text  # a click away
 
@@ -66,4 +66,4 @@ def test_the_first_page_is_health_and_pace_of_runs_with_names(board):
     ("custom_scalars", ["1 health", "2 pace", "nats a token", "tokens/s"]),
 ])
 def test_behind_each_tab(board, tab, wanted):
-    shown(board, tab, *wanted)
+    until_shown(board, tab, *wanted)

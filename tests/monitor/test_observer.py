@@ -61,7 +61,7 @@ def watched(request):
     monkeypatch.undo()
 
 
-def close(found, wanted) -> None:
+def assert_close(found, wanted) -> None:
     assert torch.as_tensor(found, dtype=torch.float64).tolist() == pytest.approx(
         torch.as_tensor(wanted, dtype=torch.float64).tolist(), rel=1e-5, abs=2e-7
     )
@@ -109,10 +109,10 @@ def test_hidden_states_against_the_equations(watched):
             found[f"angle_{name}"].append(angle(h, after))
             h = after
     for name, wanted in found.items():
-        close(watched.values[name], wanted)
+        assert_close(watched.values[name], wanted)
     head = {name.removeprefix("lm_head."): tensor for name, tensor in w.items()} | {"norm.weight": w.get("model.norm.weight")}
     logits = (equations.ngpt_head if model.arch == "ngpt" else equations.gpt_head)(h, head)
-    close(watched.values["entropy_predictions"], entropy_of(logits.softmax(-1)).mean())
+    assert_close(watched.values["entropy_predictions"], entropy_of(logits.softmax(-1)).mean())
 
 
 def test_gradient_norms_by_kind(watched):
@@ -124,7 +124,7 @@ def test_gradient_norms_by_kind(watched):
     found = watched.values["grad_norm_by_kind"]
     assert set(found) == set(squares) and {"q", "down", "embed_tokens"} <= set(found)
     for kind, square in squares.items():
-        close(found[kind], math.sqrt(square))
+        assert_close(found[kind], math.sqrt(square))
 
 
 def test_angles_of_rows_and_the_scales(watched):
@@ -141,17 +141,17 @@ def test_angles_of_rows_and_the_scales(watched):
     def acts(name: str) -> np.ndarray:
         return (watched.after[name] * records[name].factor).numpy()
 
-    close(values["step_angle"]["lm_head"], moved("lm_head.weight"))
+    assert_close(values["step_angle"]["lm_head"], moved("lm_head.weight"))
     for part, kind in (("self_attn", "q"), ("self_attn", "o"), ("mlp", "gate"), ("mlp", "down")):
-        close(values["step_angle"][kind], [moved(f"model.layers.{n}.{part}.{kind}_proj.weight") for n in layers])
+        assert_close(values["step_angle"][kind], [moved(f"model.layers.{n}.{part}.{kind}_proj.weight") for n in layers])
     for part, name in (("self_attn", "attention"), ("mlp", "mlp")):
         alpha = [np.abs(acts(f"model.layers.{n}.{part}.alpha")) for n in layers]
         for end, of in (("", np.mean), ("_low", lambda x: np.quantile(x, 0.1)), ("_high", lambda x: np.quantile(x, 0.9))):
-            close(values[f"alpha_{name}{end}"], [of(x) for x in alpha])
+            assert_close(values[f"alpha_{name}{end}"], [of(x) for x in alpha])
     for name, told in (("self_attn.qk_scale", "s_qk"), ("mlp.up_scale", "s_u"), ("mlp.gate_scale", "s_g")):
-        close(values[told], [acts(f"model.layers.{n}.{name}").mean() for n in layers])
-    close(values["s_z"], acts("logit_scale").mean())
-    close(values["s_z_high"], np.quantile(acts("logit_scale"), 0.9))
+        assert_close(values[told], [acts(f"model.layers.{n}.{name}").mean() for n in layers])
+    assert_close(values["s_z"], acts("logit_scale").mean())
+    assert_close(values["s_z_high"], np.quantile(acts("logit_scale"), 0.9))
 
 
 def test_every_value_is_in_the_table(watched):
@@ -177,7 +177,7 @@ def test_attention_within_documents_a_few_queries_at_a_time(monkeypatch, at_once
                 seen = (documents[row] == documents[row, place]) & (torch.arange(40) <= place)
                 scores = attention.softmax_scale * k[row, seen, head // 2].double() @ q[row, place, head].double()
                 total += entropy_of(scores.softmax(0)).item()
-    close(attention_entropy(attention, q, k, window), total)
+    assert_close(attention_entropy(attention, q, k, window), total)
 
 
 def test_watching_compiles_nothing_and_leaves_nothing_behind(monkeypatch):

@@ -68,7 +68,7 @@ def one_rank(monkeypatch):
     monkeypatch.setattr("megatron_ngpt.parallel.shards.dist.get_rank", lambda group=None: 0)
 
 
-def refused(held, name: str, what: str) -> None:
+def check_refused(held, name: str, what: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         held.check()
     told = str(refusal.value)
@@ -86,7 +86,7 @@ def test_right_structures_pass():
 def test_a_master_that_is_not_fp32():
     held = Zero2()
     held.optimizer.single_partition_of_fp32_groups = [torch.zeros(18, dtype=torch.bfloat16)]
-    refused(held, "matrix", "its master is bfloat16, not float32")
+    check_refused(held, "matrix", "its master is bfloat16, not float32")
 
 
 def test_a_bf16_parameter_whose_mapping_has_another_name_is_not_taken_for_its_own_master():
@@ -95,52 +95,52 @@ def test_a_bf16_parameter_whose_mapping_has_another_name_is_not_taken_for_its_ow
     held.module[1] = nn.Parameter(held.module[1].detach().bfloat16())
     held.module[1].placement = placement
     held.stepped = [held.buffer, *held.module.parameters()]
-    refused(held, "scale", "its master is bfloat16")
+    check_refused(held, "scale", "its master is bfloat16")
 
 
 def test_a_master_that_the_base_optimiser_does_not_step():
     held = Zero2()
     held.stepped = [held.buffer.clone()]
-    refused(held, "matrix", "the base optimiser does not step its master")
+    check_refused(held, "matrix", "the base optimiser does not step its master")
 
 
 def test_a_partition_that_zero3_never_lends_to_the_base_optimiser():
     held = Zero3()
     held.optimizer.sub_group_to_group_id = {}
-    refused(held, "matrix", "the base optimiser does not step its master")
+    check_refused(held, "matrix", "the base optimiser does not step its master")
     held = Zero3()
     held.optimizer.optimizer = SimpleNamespace()
-    refused(held, "matrix", "the base optimiser does not step its master")
+    check_refused(held, "matrix", "the base optimiser does not step its master")
 
 
 def test_masters_that_overlap_or_leave_their_buffer():
     held = Zero2()
     held.module[1]._hp_mapping = fragment(0, 5, 11)
-    refused(held, "scale", "its master shares numbers with that of matrix")
+    check_refused(held, "scale", "its master shares numbers with that of matrix")
     held.module[1]._hp_mapping = fragment(0, 5, 14)
-    refused(held, "scale", "its master ends at 19 of a buffer of 18")
+    check_refused(held, "scale", "its master ends at 19 of a buffer of 18")
 
 
 @pytest.mark.parametrize("start, count", [(0, 11), (1, 11)])
 def test_a_piece_that_no_rank_holds(start, count):
     held = Zero2()
     held.module[0]._hp_mapping = fragment(start, count, 0)
-    refused(held, "matrix", f"its 12 numbers are held as [({start}, {count})]")
+    check_refused(held, "matrix", f"its 12 numbers are held as [({start}, {count})]")
 
 
 def test_a_parameter_that_no_rank_holds():
     held = Zero2()
     held.module[0]._hp_mapping = None
-    refused(held, "matrix", "its 12 numbers are held as nothing")
+    check_refused(held, "matrix", "its 12 numbers are held as nothing")
 
 
 def test_an_attribute_that_is_gone():
     held = Zero2()
     del held.module[1]._hp_mapping.get_hp_fragment_address
-    refused(held, "scale", "where its master lies can't be read (AttributeError")
+    check_refused(held, "scale", "where its master lies can't be read (AttributeError")
     held = Zero3()
     held.optimizer.grad_position.pop(1)
-    refused(held, "scale", "where its master lies can't be read (KeyError")
+    check_refused(held, "scale", "where its master lies can't be read (KeyError")
 
 
 def test_runs_of_several_ranks_cover_a_parameter_exactly_once():

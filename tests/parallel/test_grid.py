@@ -67,10 +67,10 @@ def test_a_rank_makes_the_groups_that_it_is_in_and_no_others():
         assert len(made) == len(set(made)) <= len(GROUPS) + len(AXES) - 1
 
 
-def refused_shape():
+def check_three_ranks_are_refused():
     with pytest.raises(ValueError, match="3 ranks do not divide by tensor 2"):
         make_grid(tensor=2)
 
 
 def test_a_world_that_does_not_divide_is_refused():
-    on_ranks(3, refused_shape)
+    on_ranks(3, check_three_ranks_are_refused)

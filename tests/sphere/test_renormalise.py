@@ -43,7 +43,7 @@ def check_norm_errors(errors: torch.Tensor | None, weights: HeldWeights) -> None
     assert after < TOLERANCE
 
 
-def renormalise_case(case: Case, without_reduction: bool = False) -> None:
+def check_case(case: Case, without_reduction: bool = False) -> None:
     if without_reduction:
         CutRows._reduce = lambda self, vector, axis: vector
     grid = make_grid(tensor=case.tensor)
@@ -59,10 +59,10 @@ def renormalise_case(case: Case, without_reduction: bool = False) -> None:
     check_rows(weights)
 
 
-def renormalise_cases(names: list[str]) -> None:
+def check_cases(names: list[str]) -> None:
     for name in names:
         try:
-            renormalise_case(CASES[name])
+            check_case(CASES[name])
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from error
 
@@ -76,7 +76,7 @@ BY_LAYOUT = {key: list(names) for key, names in groupby(sorted(CASES, key=layout
 
 @pytest.mark.parametrize("names", BY_LAYOUT.values(), ids=map(str, BY_LAYOUT))
 def test_rows_are_on_the_sphere_and_only_partial_sums_travel(names):
-    on_ranks(CASES[names[0]].ranks, renormalise_cases, names)
+    on_ranks(CASES[names[0]].ranks, check_cases, names)
 
 
 @pytest.mark.parametrize("case", [
@@ -87,7 +87,7 @@ def test_rows_are_on_the_sphere_and_only_partial_sums_travel(names):
 ])  # fmt: skip
 def test_without_the_reduction_the_same_check_fails(case):
     with pytest.raises(RankFailure, match="a row's length is off by") as failure:
-        on_ranks(case.ranks, renormalise_case, case, True)
+        on_ranks(case.ranks, check_case, case, True)
     assert max(map(float, re.findall(r"length is off by (\d\S*)", str(failure.value)))) > 1e-3
 
 

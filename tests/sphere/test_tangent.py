@@ -16,7 +16,7 @@ CHOSEN = [*WHOLE, "a row on two ranks", "a row on three ranks", "a rank that hol
           *HIDDEN, *BOTH]  # fmt: skip
 
 
-def project_case(case: Case, without_reduction: bool = False) -> None:
+def check_case(case: Case, without_reduction: bool = False) -> None:
     grid = make_grid(tensor=case.tensor)
     weights = HeldWeights(list(case.matrices), grid)
     renormaliser = Renormaliser(weights.shards, grid)
@@ -37,16 +37,16 @@ def project_case(case: Case, without_reduction: bool = False) -> None:
         assert not padding.any()
 
 
-def project_cases(names: list[str]) -> None:
+def check_cases(names: list[str]) -> None:
     for name in names:
-        project_case(CASES[name])
+        check_case(CASES[name])
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_gradients_are_orthogonal_to_their_rows_and_equal_float64(ranks):
     names = [name for name in CHOSEN if CASES[name].ranks == ranks]
     assert names
-    on_ranks(ranks, project_cases, names)
+    on_ranks(ranks, check_cases, names)
 
 
 @pytest.mark.parametrize("case", [
@@ -56,5 +56,5 @@ def test_gradients_are_orthogonal_to_their_rows_and_equal_float64(ranks):
 ])  # fmt: skip
 def test_without_the_reduction_the_same_check_fails(case):
     with pytest.raises(RankFailure, match="left along a row") as failure:
-        on_ranks(case.ranks, project_case, case, True)
+        on_ranks(case.ranks, check_case, case, True)
     assert max(map(float, re.findall(r"left along a row: (\d\S*)", str(failure.value)))) > 1e-3

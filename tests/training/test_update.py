@@ -10,7 +10,7 @@ from megatron_ngpt.training.history import History
 from megatron_ngpt.training.update import Outcome, StepResult, Update, read
 from tests.on_ranks import on_ranks
 from tests.sphere.cut_weights import HeldWeights, Matrix
-from tests.training.vetoes import FAMILIES, LIGHT, veto_and_go_on, waits
+from tests.training.vetoes import FAMILIES, LIGHT, check_vetoes, waits
 
 CPU = torch.device("cpu")
 CLOCK = Clock(0, CPU)
@@ -18,13 +18,13 @@ CLOCK = Clock(0, CPU)
 
 @pytest.mark.parametrize("ranks", LIGHT)
 def test_a_vetoed_update_never_was(ranks):
-    on_ranks(ranks, veto_and_go_on, LIGHT[ranks], seconds=150)
+    on_ranks(ranks, check_vetoes, LIGHT[ranks], seconds=150)
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("ranks", FAMILIES)
 def test_a_vetoed_update_never_was_in_any_family(ranks):
-    on_ranks(ranks, veto_and_go_on, list(FAMILIES[ranks]), seconds=280)
+    on_ranks(ranks, check_vetoes, list(FAMILIES[ranks]), seconds=280)
 
 
 def test_only_a_logged_step_waits_and_once():

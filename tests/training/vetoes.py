@@ -137,17 +137,17 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
     return [key for key in a if not torch.equal(*(x[key].view(bits[x[key].element_size()]) for x in (a, b)))]
 
 
-def veto_and_go_on(names: list[str]) -> None:
+def check_vetoes(names: list[str]) -> None:
     """In each layout: batches 1, 2 (bad), 3, 4 (refused), 5, against 1, 3, 5; and a bad first one."""
     for name in names:
         keys = next(family[name] for family in FAMILIES.values() if name in family)
         try:
-            _veto_and_go_on(keys)
+            _check_vetoes(keys)
         except Exception as error:
             raise AssertionError(f"{name}: {type(error).__name__}: {error}") from error
 
 
-def _veto_and_go_on(keys: dict) -> None:
+def _check_vetoes(keys: dict) -> None:
     skipped = build(keys)
     wanted = [step(skipped, number) for number in (1, 3, 5)]
     assert not any(result.vetoed for result in wanted)
