@@ -17,8 +17,7 @@ from megatron_ngpt.model.window import Window
 from megatron_ngpt.parallel.compilation import when_called
 from megatron_ngpt.parallel.placement import parameter
 from megatron_ngpt.parallel.regions import copy_to_ranks
-from megatron_ngpt.sphere.geometry import slerp_step, unit
-from megatron_ngpt.sphere.steps import lerp_towards
+from megatron_ngpt.sphere.steps import lerp_towards, slerp_towards
 
 
 def shared_by_ranks(replica: torch.Tensor, blueprint: Blueprint) -> torch.Tensor:
@@ -82,16 +81,11 @@ class NormalizedBlock(Block):
 
     def _moved(self, h_BTD: torch.Tensor, output_BTD: torch.Tensor, rates_D: torch.Tensor, x_BTD: torch.Tensor) -> torch.Tensor:
         """One step from h, which the part's products read as `x`, towards what it put out."""
-        if self.blueprint.model.update == "lerp":
-            return lerp_towards(h_BTD, output_BTD, rates_D, x_BTD)
-        return recomputed(_slerp_towards, h_BTD, output_BTD, rates_D)
+        towards = lerp_towards if self.blueprint.model.update == "lerp" else slerp_towards
+        return towards(h_BTD, output_BTD, rates_D, x_BTD)
 
     def _rates(self, alpha: nn.Parameter) -> torch.Tensor:
         return shared_by_ranks(effective(alpha), self.blueprint)
-
-
-def _slerp_towards(h_BTD: torch.Tensor, output_BTD: torch.Tensor, rates_D: torch.Tensor) -> torch.Tensor:
-    return slerp_step(h_BTD, unit(output_BTD), rates_D).to(h_BTD.dtype)
 
 
 class BaselineBlock(Block):

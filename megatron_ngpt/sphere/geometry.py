@@ -3,7 +3,7 @@
 import torch
 
 _SMALLEST = 1e-24  # of a squared norm: keeps Norm(0) and its gradient finite
-_COSINE_LIMIT = 1 - 1e-6  # beyond it θ or π − θ < 1.5e-3, where slerp's coefficients equal their limits to rounding
+COSINE_LIMIT = 1 - 1e-6  # beyond it θ or π − θ < 1.5e-3, where slerp's steps equal their limits to rounding
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:
@@ -24,8 +24,15 @@ def lerp_step(h: torch.Tensor, target: torch.Tensor, rates: torch.Tensor) -> tor
 
 
 def slerp_step(h: torch.Tensor, target: torch.Tensor, rates: torch.Tensor) -> torch.Tensor:
-    """The same rates along the great circle (paper, eq. 6 and its per-dimension form); finite for θ near 0 and π."""
+    """The same rates along the great circle (paper, eq. 6 and its per-dimension form); finite for θ near 0 and π.
+
+    The paper's division by sin θ is left to the norm.
+    """
     h = h.float()
-    cosine = (h * target).sum(-1, keepdim=True).clamp(-_COSINE_LIMIT, _COSINE_LIMIT)
-    angle = torch.acos(cosine)
-    return unit((torch.sin((1 - rates) * angle) * h + torch.sin(rates * angle) * target) / torch.sin(angle))
+    angle = torch.acos(cosine_of_arc(h, target))
+    return unit(torch.sin((1 - rates) * angle) * h + torch.sin(rates * angle) * target)
+
+
+def cosine_of_arc(h: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """cos θ between points on the sphere, [..., 1], kept off ±1, where θ has no derivative."""
+    return (h * target).sum(-1, keepdim=True).clamp(-COSINE_LIMIT, COSINE_LIMIT)

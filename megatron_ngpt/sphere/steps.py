@@ -7,7 +7,7 @@ its inverse norm. Forward and backward go over some positions at a time (`row_pa
 import torch
 
 from megatron_ngpt.parallel.row_parts import row_parts
-from megatron_ngpt.sphere.geometry import inverse_norm, lerp_step, unit
+from megatron_ngpt.sphere.geometry import COSINE_LIMIT, cosine_of_arc, inverse_norm, lerp_step, slerp_step, unit
 
 
 def lerp_towards(h: torch.Tensor, output: torch.Tensor, rates: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
@@ -22,6 +22,13 @@ def lerp_towards(h: torch.Tensor, output: torch.Tensor, rates: torch.Tensor, see
     if torch.is_grad_enabled():
         return _LerpTowards.apply(h, output, rates, seen.detach())
     return lerp_step(h, unit(output), rates).to(h.dtype)  # plain passes have forward derivatives
+
+
+def slerp_towards(h: torch.Tensor, output: torch.Tensor, rates: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """The same along great circles, of the same arguments."""
+    if torch.is_grad_enabled():
+        return _SlerpTowards.apply(h, output, rates, seen.detach())
+    return slerp_step(h, unit(output), rates).to(h.dtype)
 
 
 class _LerpTowards(torch.autograd.Function):
@@ -49,6 +56,41 @@ class _LerpTowards(torch.autograd.Function):
             by_target = by_y * rates
             by_h_.copy_(by_y - by_target)
             by_out.copy_(through_norm(by_target, target, inverse))
+        return by_h, by_output, by_rates, None
+
+
+class _SlerpTowards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h: torch.Tensor, output: torch.Tensor, rates: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        moved_h = torch.empty_like(h)
+        of_tokens = [h.new_empty((*h.shape[:-1], 1), dtype=torch.float32) for _ in range(3)]
+        for moved, inverse, inverse_y, cosine, h_, out in row_parts(moved_h, *of_tokens, h, output, axis=-2):
+            inverse.copy_(inverse_norm(out))
+            target, h_ = out * inverse, h_.float()
+            cosine.copy_(cosine_of_arc(h_, target))
+            angle = torch.acos(cosine)
+            y = torch.sin((1 - rates) * angle) * h_ + torch.sin(rates * angle) * target
+            inverse_y.copy_(inverse_norm(y))
+            moved.copy_(y * inverse_y)
+        ctx.save_for_backward(seen, output, rates, *of_tokens)
+        return moved_h
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        seen, output, rates, *of_tokens = ctx.saved_tensors
+        by_h, by_output, by_rates = torch.empty_like(grad), torch.empty_like(output), torch.zeros_like(rates)
+        parts = row_parts(by_h, by_output, grad, seen, output, *of_tokens, axis=-2)
+        for by_h_, by_out, g, h, out, inverse, inverse_y, cosine in parts:
+            target, angle = out * inverse, torch.acos(cosine)
+            left, gone = (1 - rates) * angle, rates * angle
+            from_h, from_target = torch.sin(left), torch.sin(gone)
+            by_y = through_norm(g.float(), (from_h * h + from_target * target) * inverse_y, inverse_y)
+            to_h, to_target = by_y * torch.cos(left) * h, by_y * torch.cos(gone) * target  # by each one's angle
+            by_rates += (angle * (to_target - to_h)).flatten(0, -2).sum(0)
+            by_angle = torch.lerp(to_h, to_target, rates).sum(-1, keepdim=True)
+            by_cosine = torch.where(cosine.abs() < COSINE_LIMIT, -by_angle * torch.rsqrt(1 - cosine.square()), 0)
+            by_h_.copy_(from_h * by_y + by_cosine * target)
+            by_out.copy_(through_norm(from_target * by_y + by_cosine * h, target, inverse))
         return by_h, by_output, by_rates, None
 
 

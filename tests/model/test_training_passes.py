@@ -11,8 +11,8 @@ from megatron_ngpt.model.query_key import to_sphere
 from megatron_ngpt.model.rotary import rotation_table
 from megatron_ngpt.model.swiglu import swiglu
 from megatron_ngpt.parallel import row_parts
-from megatron_ngpt.sphere.steps import lerp_towards
-from tests.model.equations import norm
+from megatron_ngpt.sphere.steps import lerp_towards, slerp_towards
+from tests.model.equations import norm, slerp
 
 B, T, H, K, D = 2, 7, 3, 4, 12
 TABLE = rotation_table(T, Model(hidden=D, heads=H, context=T), torch.device("cpu"))
@@ -36,6 +36,11 @@ PASSES = {  # ours, the formula, what both are given
         lambda h, out, rates: norm(h + rates * (norm(out) - h)),
         lambda: (norm(normal(B, T, D)), 5 * normal(B, T, D, seed=1), 0.1 + normal(D, seed=2).abs()),
     ),
+    "slerp": (
+        lambda h, out, rates: slerp_towards(h, out, rates, h.to(out.dtype)),
+        lambda h, out, rates: slerp(h, norm(out), rates),
+        lambda: (norm(normal(B, T, D)), 5 * normal(B, T, D, seed=1), 0.1 + normal(D, seed=2).abs()),
+    ),
     "queries": (
         lambda x, scale: to_sphere(x, *TABLE, scale),
         lambda x, scale: scale * norm(rotated(x, *TABLE)),
@@ -53,7 +58,7 @@ PASSES = {  # ours, the formula, what both are given
     ),
     "swiglu": (swiglu, lambda u, g: u * F.silu(g), lambda: (normal(B, T, D), 2 * normal(B, T, D, seed=1))),
 }
-ACTS_IN_FP32 = {"step": (0, 2), "queries": (1,)}  # of the inputs: the hidden state and learned scales
+ACTS_IN_FP32 = {"step": (0, 2), "slerp": (0, 2), "queries": (1,)}  # of the inputs: the hidden state and learned scales
 
 
 def inputs_of(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -112,5 +117,6 @@ def test_the_zero_vector_has_finite_gradients():
     x, rates = torch.zeros(1, 1, H, K, requires_grad=True), torch.ones(D)
     to_sphere(x, *(table[:1] for table in TABLE), None).sum().backward()
     h, out = norm(normal(1, D)).float().requires_grad_(), torch.zeros(1, D, requires_grad=True)
-    lerp_towards(h, out, rates / 2, h).sum().backward()
+    for towards in (lerp_towards, slerp_towards):
+        towards(h, out, rates / 2, h).sum().backward()
     assert all(torch.isfinite(tensor.grad).all() for tensor in (x, h, out))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ngpt.sphere.geometry import inverse_norm, lerp_step, slerp_step, unit
+from megatron_ngpt.sphere.steps import slerp_towards
 
 D = 32
 TINY = (0.0, 1e-8, 1e-5, 1e-4, 1e-3, 1.4e-3, 1.5e-3, 3e-3)
@@ -81,26 +82,31 @@ def test_slerp_with_one_rate_moves_by_that_share_of_the_angle(angle, rate, seed)
     assert (reached - wanted).abs().max() < 3e-5
 
 
+SLERPS = {"plain": slerp_step, "for training": lambda h, target, rates: slerp_towards(h, target, rates, h)}
+
+
+@pytest.mark.parametrize("slerp", SLERPS)
 @pytest.mark.parametrize("from_where", ["near h", "near −h"])
 @pytest.mark.parametrize("angle", TINY)
 @pytest.mark.parametrize("rate", [None, 0.0, 0.05, 0.5, 1.0])
-def test_slerp_is_finite_at_both_ends_of_the_great_circle(from_where, angle, rate):
+def test_slerp_is_finite_at_both_ends_of_the_great_circle(from_where, angle, rate, slerp):
     h, target, rates = apart(angle)
     if rate is not None:
         rates = torch.full_like(rates, rate)
     target = target if from_where == "near h" else -target
-    reached, *gradients = with_gradients(slerp_step, h.float(), target.float(), rates.float())
+    reached, *gradients = with_gradients(SLERPS[slerp], h.float(), target.float(), rates.float())
     assert torch.isfinite(reached).all()
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
     if rate != 0.5 or from_where == "near h":  # halfway to the antipode there is no direction
         torch.testing.assert_close(reached.norm(dim=-1), torch.ones(len(reached)), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("slerp", SLERPS)
 @pytest.mark.parametrize("angle", TINY)
-def test_slerp_joins_its_limit_without_a_jump(angle):
+def test_slerp_joins_its_limit_without_a_jump(angle, slerp):
     """For θ → 0 the coefficients tend to 1 − α and α: the step is lerp's."""
     inputs = apart(angle)
-    found = with_gradients(slerp_step, *(x.float() for x in inputs))
+    found = with_gradients(SLERPS[slerp], *(x.float() for x in inputs))
     wanted = with_gradients(lerp_formula, *inputs)
     assert relative_error(found[0], wanted[0]) < 1e-6
     for a, b in zip(found[1:3], wanted[1:3], strict=True):

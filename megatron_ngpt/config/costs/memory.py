@@ -92,8 +92,8 @@ def block_bytes(share: Share) -> int:
 
     * Inputs of the four column-parallel products and of their regions, in the weights' dtype, whole on every tensor rank.
     * Of the residual stream, split along the sequence: for nGPT, for each of its two steps, what the part put out, in the weights' dtype,
-      with two inverse norms, and h as the products read it where that is not their input itself (slerp: h itself, no norms); for the
-      baseline in fp32 each norm's input and result.
+      with two inverse norms (slerp: and a cosine), and h as the products read it where that is not their input itself; for the baseline
+      in fp32 each norm's input and result.
     * Queries, keys, values and the attention's result in the weights' dtype, split over the tensor ranks; the softmax's sum a head. For
       nGPT queries as they were before too, and the inverse norms of queries and keys. Where heads are exchanged between context ranks,
       the result on both sides of that, and for nGPT the keys.
@@ -116,10 +116,7 @@ def _stream_bytes(share: Share) -> int:
     model, width, read = share.recipe.model, share.width, share.residual_width
     if model.arch == "gpt":
         return 2 * model.hidden * read if share.recipe.training.recompute == "selective" else _FP32 * (4 * model.hidden + 2)
-    if model.update == "slerp":
-        alias = not share.sequence and width == read  # a product reads h itself
-        return 2 * model.hidden * (width + read * (not alias))
-    return 2 * width * model.hidden * (2 if share.sequence else 1) + 4 * _FP32
+    return 2 * width * model.hidden * (2 if share.sequence else 1) + 2 * _FP32 * (3 if model.update == "slerp" else 2)
 
 
 def _kept_hidden(share: Share) -> int:
