@@ -44,7 +44,7 @@ PASSES = {  # ours, the formula, what both are given
     "queries": (
         lambda x, scale: to_sphere(x, *TABLE, scale),
         lambda x, scale: scale * norm(rotated(x, *TABLE)),
-        lambda: (3 * normal(B, T, H, K), normal(H, K, seed=1)),
+        lambda: (3 * normal(B, T, H, K), normal(H, K, seed=1).index_fill(1, torch.tensor(2), 0)),  # a scale may be 0
     ),
     "keys, in documents": (
         lambda x: to_sphere(x, *OF_EACH_SAMPLE, None),
