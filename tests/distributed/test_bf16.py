@@ -7,6 +7,7 @@ import pytest
 
 from tests.distributed.layouts import cut, metrics
 from tests.distributed.ranks import train
+from tests.worst import worst
 
 pytestmark = pytest.mark.usefixtures("in_repository")
 ACCUMULATION = 8
@@ -71,10 +72,10 @@ def test_bf16_follows_fp32(corpus, tmp_path, names):
     for number, name in enumerate(names):
         (ranks, keys), output = BF16_LAYOUTS[name], tmp_path / f"layout{number}"
         found[name] = strays(losses(ranks, keys, corpus, output))
-        assert max(line["max_norm_error"] for line in metrics(output)) <= 1e-6
+        assert worst(line["max_norm_error"] for line in metrics(output)) <= 1e-6
         check_replicas(output)
     print("strays over that of one rank:", {name: round(1.5 * stray / allowed, 2) for name, stray in found.items()})
-    assert {name: stray for name, stray in found.items() if stray > allowed} == {}, (allowed, found)
+    assert {name: stray for name, stray in found.items() if not stray <= allowed} == {}, (allowed, found)
 
 
 def check_replicas(output: Path) -> None:
