@@ -1,5 +1,6 @@
-"""Queries and keys on the sphere, for training: rotated, normalised and scaled, of which backward keeps what went in and its inverse norms.
+"""Queries and keys on the sphere, for training: rotated, normalised and scaled.
 
+Backward keeps their inverse norms and, beside what attention keeps of them anyway, scaled ones as they were before.
 Forward and backward go over some positions at a time (`row_parts`). Shapes: B batch, T sequence, H heads, K head size.
 """
 

@@ -2,7 +2,7 @@
 
 Selective recomputation wraps pointwise passes between products, attention and regions, each alone: so none of those is ever repeated,
 and a pass gets all it reads as arguments, as ZeRO-3 may have released the parameters when backward computes it again. Passes that keep
-nothing but what they read anyway (`sphere/steps.py`, `query_key.py`, `swiglu.py`) need none of it.
+nothing but what products and attention keep anyway, and norms (`sphere/steps.py`, `query_key.py`, `swiglu.py`) need none of it.
 """
 
 from collections.abc import Callable
