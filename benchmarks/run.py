@@ -21,6 +21,7 @@ import torch
 from rich.progress import track
 
 from benchmarks.machine import write
+from benchmarks.masters import Masters
 from megatron_ngpt.config.deepspeed_json import engine_config
 from megatron_ngpt.data.batches import Rows
 from megatron_ngpt.monitor.metrics import read_metrics
@@ -44,22 +45,14 @@ class Bare:
         from megatron_ngpt.model.blueprint import Blueprint
         from megatron_ngpt.model.decoder import Decoder
         from megatron_ngpt.model.initial import initialise
-        from megatron_ngpt.parallel.grid import RankGrid
         from megatron_ngpt.parallel.shards import shards_of
-        from megatron_ngpt.sphere.renormalise import Renormaliser
 
         recipe = ready.recipe
         self.module = Decoder(Blueprint(recipe.model, ready.vocabulary, compile=recipe.training.compile)).to(device)
         initialise(shards_of(self.module), 0)
-        self.weights = self.masters = list(self.module.parameters())
-        if ready.deepspeed.bf16:
-            self.masters = [parameter.detach().clone().requires_grad_() for parameter in self.weights]
-            for master, weight in zip(self.masters, self.weights, strict=True):
-                master.placement, weight.data = weight.placement, weight.data.bfloat16()
-        holder = torch.nn.ParameterList()
-        holder.parameters = lambda: iter(self.masters)
-        self.renormalise = Renormaliser(shards_of(holder), RankGrid(), compiled=recipe.training.compile).renormalise
-        self.base = torch.optim.AdamW(self.masters, lr=LR, betas=recipe.optimizer.betas, weight_decay=0, fused=True)
+        dtype = torch.bfloat16 if ready.deepspeed.bf16 else torch.float32
+        self.masters = Masters(self.module, dtype, lr=LR, betas=recipe.optimizer.betas)
+        self.renormalise = self.masters.renormaliser(recipe.training.compile).renormalise
         tokens = torch.from_numpy(rows.tokens).long().to(device)
         self.micro_batches = [(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in tokens.split(recipe.training.micro_batch)]
         self.clip = recipe.optimizer.clip
@@ -68,16 +61,11 @@ class Bare:
         """One update."""
         for tokens, targets in self.micro_batches:
             (self.module(tokens, targets) / len(self.micro_batches)).backward()
-        if self.masters is not self.weights:
-            for master, weight in zip(self.masters, self.weights, strict=True):
-                master.grad, weight.grad = weight.grad.float(), None
-        torch.nn.utils.clip_grad_norm_(self.masters, self.clip, foreach=True)
-        self.base.step()
-        self.base.zero_grad()
+        self.masters.take_gradients()
+        torch.nn.utils.clip_grad_norm_(self.masters.masters, self.clip, foreach=True)
+        self.masters.adamw.step()
         self.renormalise()
-        if self.masters is not self.weights:
-            with torch.no_grad():
-                torch._foreach_copy_(self.weights, self.masters)
+        self.masters.give_back()
 
 
 class Paces:

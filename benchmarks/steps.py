@@ -21,14 +21,14 @@ from rich.progress import track
 
 from benchmarks.floor import Floor
 from benchmarks.machine import write
+from benchmarks.masters import Masters
 from benchmarks.peers import PEERS, Peer, Size, missing
 from megatron_ngpt.config.recipe import Model
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.model.initial import initialise
-from megatron_ngpt.parallel.grid import RankGrid
+from megatron_ngpt.parallel.device import choose_device
 from megatron_ngpt.parallel.shards import shards_of
-from megatron_ngpt.sphere.renormalise import Renormaliser
 
 SHAPES = {
     "512x4": Size(512, 4, 8, 1024, 2, 16384),
@@ -59,20 +59,10 @@ class Variant:
     def __init__(self, kind: str, size: Size, compiled: bool, dtype: torch.dtype):
         built = PEERS[kind](size) if kind in PEERS else ours(kind, size, compiled)
         self.loss = torch.compile(built.loss) if compiled and kind in PEERS else built.loss
-        named = {name: p for name, p in built.module.named_parameters() if p.requires_grad}
-        masters = {name: p.detach().clone().requires_grad_() for name, p in named.items()}
-        for parameter in named.values():  # alone: a buffer of complex numbers would lose their imaginary part
-            parameter.data = parameter.data.to(dtype)
-        self.masters, self.weights = list(masters.values()), list(named.values())
-        self.renormalise = self._renormaliser(built.module) if kind == "ngpt" else partial(self._by_axes, masters, built.unit_axes)
-        self.base = torch.optim.AdamW(self.masters, lr=1e-4, weight_decay=0, fused=True)
-
-    def _renormaliser(self, module: Decoder):
-        for parameter, master in zip(module.parameters(), self.masters, strict=True):
-            master.placement = parameter.placement
-        holder = torch.nn.ParameterList()
-        holder.parameters = lambda: iter(self.masters)
-        return Renormaliser(shards_of(holder), RankGrid()).renormalise
+        self.masters = Masters(built.module, dtype, lr=1e-4)
+        self.renormalise = partial(self._by_axes, self.masters.named, built.unit_axes)
+        if kind == "ngpt":
+            self.renormalise = self.masters.renormaliser(compiled).renormalise
 
     @staticmethod
     @torch.no_grad()
@@ -83,12 +73,10 @@ class Variant:
     def step(self, tokens: torch.Tensor, targets: torch.Tensor) -> None:
         """One of them."""
         self.loss(tokens, targets).backward()
-        for master, weight in zip(self.masters, self.weights, strict=True):
-            master.grad, weight.grad = weight.grad.float(), None
-        self.base.step()
+        self.masters.take_gradients()
+        self.masters.adamw.step()
         self.renormalise()
-        with torch.no_grad():
-            torch._foreach_copy_(self.weights, self.masters)
+        self.masters.give_back()
 
 
 def seconds_of(step, *arguments) -> float:
@@ -144,6 +132,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(TITLES), choices=list(TITLES), help="by default all that are installed")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/steps.json"))
     options = parser.parse_args()
+    choose_device()
     kinds = [kind for kind in options.kinds if kind not in missing(options.kinds)]
     if absent := missing(options.kinds):
         print(f"not installed, and left out: {', '.join(TITLES[kind] for kind in absent)} (benchmarks/peers.py says how)")

@@ -1,5 +1,6 @@
 """Where the ranks compute and how they talk: CUDA and nccl, or, in this one place, the CPU and gloo."""
 
+import ctypes
 import os
 import tempfile
 from datetime import timedelta
@@ -12,6 +13,7 @@ from megatron_ngpt.config.place import read_place
 from megatron_ngpt.config.threads import choose_threads
 from megatron_ngpt.parallel.meeting import Say, meet
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 MEETING, COLLECTIVES = timedelta(minutes=10), timedelta(minutes=30)  # where nobody says otherwise
 
 
@@ -42,7 +44,17 @@ def choose_device() -> torch.device:
         torch.cuda.set_device(local)
         return torch.device("cuda", local)
     os.environ["DS_ACCELERATOR"] = "cpu"
+    keep_freed_memory()
     return torch.device("cpu")
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what torch frees for what it allocates next, as torch's allocator on GPUs does. By itself glibc takes every
+    large tensor from the system and gives it back, and each step meets its memory anew, page by page (docs/notes.md)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def keep_compiled_code_by_processor() -> None:

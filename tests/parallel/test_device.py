@@ -1,6 +1,8 @@
-"""Where compiled code is kept."""
+"""Where compiled code is kept, and freed memory."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -20,3 +22,25 @@ def test_processors_of_two_kinds_share_no_compiled_code(monkeypatch, tmp_path):
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     keep_compiled_code_by_processor()
     assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).parent.name == f"torchinductor_{os.getuid()}"
+
+
+FAULTS = """
+import resource, torch
+{first}
+def pages() -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 26)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(min(pages() for _ in range(5)))
+"""
+
+
+def test_freed_memory_is_not_met_anew_page_by_page():
+    """256 MiB again and again: 65,536 pages each time where the C library does as it likes."""
+
+    def pages(first: str) -> int:
+        script = FAULTS.format(first=first)
+        return int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60).stdout)
+
+    kept = "from megatron_ngpt.parallel.device import keep_freed_memory\nkeep_freed_memory()"
+    assert pages("") > 10_000 > 100 * pages(kept)
