@@ -23,6 +23,20 @@ class Passes(Protocol):
     def to_gradient(self, logits_NV: torch.Tensor, targets_N: torch.Tensor, log_z_N: torch.Tensor, share: float) -> None:
         """Replace the logits by (softmax − one-hot) · share."""
 
+    def at_once(self, logits_NV: torch.Tensor, targets_N: torch.Tensor, share: float) -> torch.Tensor:
+        """Each token's loss, fp32 [N], nats, and the same replacement, of logits of the whole vocabulary: one exponential serves both."""
+
+
+def losses_and_gradient(
+    logits_NV: torch.Tensor, targets_N: torch.Tensor, share: float, axis: Axis, passes: Passes
+) -> torch.Tensor:
+    """The loss of each token, fp32 [N], nats; the logits become (softmax − one-hot) · share."""
+    if axis.size == 1:
+        return passes.at_once(logits_NV, targets_N, share)
+    found, log_z = losses(logits_NV, targets_N, axis, passes)
+    passes.to_gradient(logits_NV, targets_N, log_z, share)
+    return found
+
 
 def losses(logits_NV: torch.Tensor, targets_N: torch.Tensor, axis: Axis, passes: Passes) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss of each token, log Σ exp over the whole vocabulary), fp32 [N] each, nats."""
@@ -53,12 +67,25 @@ class _Chunked:
             if soft is not logits:
                 logits.copy_(soft)
 
+    def at_once(self, logits_NV: torch.Tensor, targets_N: torch.Tensor, share: float) -> torch.Tensor:
+        return torch.cat([self._part(logits, place, share) for logits, place in row_parts(logits_NV, targets_N.unsqueeze(1))])
+
+    @staticmethod
+    def _part(logits_NV: torch.Tensor, place_N1: torch.Tensor, share: float) -> torch.Tensor:
+        soft = logits_NV.float()
+        largest_N1, picked_N1 = soft.amax(1, keepdim=True), soft.gather(1, place_N1)
+        total_N1 = soft.sub_(largest_N1).exp_().sum(1, keepdim=True)
+        soft.mul_(share / total_N1).scatter_add_(1, place_N1, torch.full_like(total_N1, -share))
+        if soft is not logits_NV:
+            logits_NV.copy_(soft)
+        return (largest_N1 - picked_N1 + total_N1.log()).squeeze(1)
+
 
 class _Fused:
     """Each pass compiled."""
 
     def __init__(self):
-        self.log_sum_exp, self.to_gradient = when_called(_log_sum_exp), when_called(_to_gradient)
+        self.log_sum_exp, self.to_gradient, self.at_once = (when_called(f) for f in (_log_sum_exp, _to_gradient, _at_once))
 
 
 _compiled = cache(_Fused)
@@ -72,6 +99,16 @@ def _to_gradient(logits_NV: torch.Tensor, targets_N: torch.Tensor, log_z_N: torc
     soft = torch.exp(logits_NV.float() - log_z_N.unsqueeze(1))
     hit = torch.arange(logits_NV.shape[1], device=logits_NV.device) == targets_N.unsqueeze(1)
     logits_NV.copy_((soft - hit.float()) * share)
+
+
+def _at_once(logits_NV: torch.Tensor, targets_N: torch.Tensor, share: float) -> torch.Tensor:
+    place_N1, x_NV = targets_N.unsqueeze(1), logits_NV.float()
+    largest_N1, picked_N1 = x_NV.amax(1, keepdim=True), x_NV.gather(1, place_N1)
+    soft = torch.exp(x_NV - largest_N1)
+    total_N1 = soft.sum(1, keepdim=True)
+    logits_NV.copy_(soft * (share / total_N1))  # then the targets' places, few: comparing every place with its target costs a third more
+    logits_NV.scatter_(1, place_N1, (torch.exp(picked_N1 - largest_N1) * (share / total_N1) - share).to(logits_NV.dtype))
+    return (largest_N1 - picked_N1 + total_N1.log()).squeeze(1)
 
 
 def _pick(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:

@@ -77,10 +77,9 @@ class _MeanLoss(torch.autograd.Function):
         total, grad_x_ND, grad_folded = torch.zeros((), device=x_ND.device), torch.empty_like(x_ND), None
         for x, targets, grad_x in head.chunks(x_ND, targets_N, grad_x_ND):
             logits = outputs(x, folded, False)
-            losses, log_z = head.losses(logits, targets)
+            losses = cross_entropy.losses_and_gradient(logits, targets, share, head.axis, head.passes)
             found.append(losses)
             total += losses.sum()
-            head.passes.to_gradient(logits, targets, log_z, share)
             grad_x.copy_(input_gradient(logits, folded, False))
             part = weight_gradient(logits, x, False)
             if len(x) == len(x_ND):
