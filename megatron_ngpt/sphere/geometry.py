@@ -2,7 +2,7 @@
 
 import torch
 
-_SMALLEST = 1e-24  # of a squared norm: keeps Norm(0) and its gradient finite
+_SMALLEST = 1e-12  # keeps Norm(0) and its gradient finite
 COSINE_LIMIT = 1 - 1e-6  # beyond it θ or π − θ < 1.5e-3, where slerp's steps equal their limits to rounding
 
 
@@ -14,7 +14,7 @@ def unit(x: torch.Tensor) -> torch.Tensor:
 
 def inverse_norm(x: torch.Tensor) -> torch.Tensor:
     """1 / ‖x‖₂ over the last axis, which is kept with size 1; fp32."""
-    return torch.rsqrt(x.float().square().sum(-1, keepdim=True).clamp_min(_SMALLEST))
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).clamp_min(_SMALLEST).reciprocal()
 
 
 def lerp_step(h: torch.Tensor, target: torch.Tensor, rates: torch.Tensor) -> torch.Tensor:

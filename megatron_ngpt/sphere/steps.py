@@ -51,10 +51,10 @@ class _LerpTowards(torch.autograd.Function):
         for by_h_, by_out, g, h, out, inverse, inverse_y in row_parts(by_h, by_output, grad, seen, output, *inverses, axis=-2):
             target = out * inverse
             way = target - h
-            by_y = through_norm(g.float(), (h + rates * way) * inverse_y, inverse_y)
+            by_y = through_norm(g.float(), torch.addcmul(h, rates, way) * inverse_y, inverse_y)
             by_rates += (by_y * way).flatten(0, -2).sum(0)
             by_target = by_y * rates
-            by_h_.copy_(by_y - by_target)
+            torch.sub(by_y, by_target, out=by_h_)
             by_out.copy_(through_norm(by_target, target, inverse))
         return by_h, by_output, by_rates, None
 
