@@ -29,8 +29,12 @@ def slerp_step(h: torch.Tensor, target: torch.Tensor, rates: torch.Tensor) -> to
     The paper's division by sin θ is left to the norm.
     """
     h = h.float()
-    angle = torch.acos(cosine_of_arc(h, target))
-    return unit(torch.sin((1 - rates) * angle) * h + torch.sin(rates * angle) * target)
+    return unit(along_arc(h, target, torch.acos(cosine_of_arc(h, target)), rates))
+
+
+def along_arc(h: torch.Tensor, target: torch.Tensor, angle: torch.Tensor, rates: torch.Tensor) -> torch.Tensor:
+    """sin((1 − rates) θ) ∘ h + sin(rates θ) ∘ target, of no length in particular; θ [..., 1]."""
+    return torch.sin((1 - rates) * angle) * h + torch.sin(rates * angle) * target
 
 
 def cosine_of_arc(h: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

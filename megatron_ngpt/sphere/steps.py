@@ -7,7 +7,7 @@ its inverse norm. Forward and backward go over some positions at a time (`row_pa
 import torch
 
 from megatron_ngpt.parallel.row_parts import row_parts
-from megatron_ngpt.sphere.geometry import COSINE_LIMIT, cosine_of_arc, inverse_norm, lerp_step, slerp_step, unit
+from megatron_ngpt.sphere.geometry import COSINE_LIMIT, along_arc, cosine_of_arc, inverse_norm, lerp_step, slerp_step, unit
 
 
 def lerp_towards(h: torch.Tensor, output: torch.Tensor, rates: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
@@ -68,8 +68,7 @@ class _SlerpTowards(torch.autograd.Function):
             inverse.copy_(inverse_norm(out))
             target, h_ = out * inverse, h_.float()
             cosine.copy_(cosine_of_arc(h_, target))
-            angle = torch.acos(cosine)
-            y = torch.sin((1 - rates) * angle) * h_ + torch.sin(rates * angle) * target
+            y = along_arc(h_, target, torch.acos(cosine), rates)
             inverse_y.copy_(inverse_norm(y))
             moved.copy_(y * inverse_y)
         ctx.save_for_backward(seen, output, rates, *of_tokens)
