@@ -5,6 +5,7 @@ from torch import nn
 
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.shards import shards_of
+from megatron_ngpt.sphere.blockwise import BlockwiseAdamW
 from megatron_ngpt.sphere.renormalise import Renormaliser
 
 
@@ -25,13 +26,20 @@ class Masters:
                 master.grad, weight.data = torch.zeros_like(master), weight.data.to(dtype)
                 if hasattr(weight, "placement"):
                     master.placement = weight.placement
-        self.adamw = torch.optim.AdamW(self.masters, weight_decay=0, fused=True, **adamw)
+        self.adamw, self.renormalise = BlockwiseAdamW(self.masters, weight_decay=0, **adamw), lambda: None
 
-    def renormaliser(self, compiled: bool) -> Renormaliser:
-        """Of our nGPT's masters, on one rank."""
+    def return_to_sphere(self, compiled: bool) -> None:
+        """After every update from now on, on one rank: our nGPT's masters."""
         holder = nn.ParameterList()
         holder.parameters = lambda: iter(self.masters)
-        return Renormaliser(shards_of(holder), RankGrid(), compiled=compiled)
+        renormaliser = Renormaliser(shards_of(holder), RankGrid(), compiled=compiled)
+        if not self.adamw.hand_on(renormaliser.rows, renormaliser.rescale):
+            self.renormalise = renormaliser.renormalise
+
+    def update(self) -> None:
+        """From the gradients."""
+        self.adamw.step()
+        self.renormalise()
 
     @property
     def apart(self) -> bool:

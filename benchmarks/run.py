@@ -52,7 +52,7 @@ class Bare:
         initialise(shards_of(self.module), 0)
         dtype = torch.bfloat16 if ready.deepspeed.bf16 else torch.float32
         self.masters = Masters(self.module, dtype, lr=LR, betas=recipe.optimizer.betas)
-        self.renormalise = self.masters.renormaliser(recipe.training.compile).renormalise
+        self.masters.return_to_sphere(recipe.training.compile)
         tokens = torch.from_numpy(rows.tokens).long().to(device)
         self.micro_batches = [(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in tokens.split(recipe.training.micro_batch)]
         self.clip = recipe.optimizer.clip
@@ -63,8 +63,7 @@ class Bare:
             (self.module(tokens, targets) / len(self.micro_batches)).backward()
         self.masters.take_gradients()
         torch.nn.utils.clip_grad_norm_(self.masters.masters, self.clip, foreach=True)
-        self.masters.adamw.step()
-        self.renormalise()
+        self.masters.update()
         self.masters.give_back()
 
 

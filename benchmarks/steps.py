@@ -60,9 +60,10 @@ class Variant:
         built = PEERS[kind](size) if kind in PEERS else ours(kind, size, compiled)
         self.loss = torch.compile(built.loss) if compiled and kind in PEERS else built.loss
         self.masters = Masters(built.module, dtype, lr=1e-4)
-        self.renormalise = partial(self._by_axes, self.masters.named, built.unit_axes)
+        if built.unit_axes:
+            self.masters.renormalise = partial(self._by_axes, self.masters.named, built.unit_axes)
         if kind == "ngpt":
-            self.renormalise = self.masters.renormaliser(compiled).renormalise
+            self.masters.return_to_sphere(compiled)
 
     @staticmethod
     @torch.no_grad()
@@ -74,8 +75,7 @@ class Variant:
         """One of them."""
         self.loss(tokens, targets).backward()
         self.masters.take_gradients()
-        self.masters.adamw.step()
-        self.renormalise()
+        self.masters.update()
         self.masters.give_back()
 
 

@@ -16,7 +16,6 @@ from megatron_ngpt.parallel.shards import Shard, stepped_buffers
 from megatron_ngpt.sphere.rows import CutRows, SphereRows, sphere_rows
 
 _SMALLEST = torch.finfo(torch.float32).tiny  # a row of zeros stays one, and is seen as an error of 1
-_CHUNK_BYTES = 1 << 21  # of rows on a CPU, at a time: the second pass over them then finds them in a cache
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,11 @@ class Renormaliser:
         shards: `parallel.shards.shards_of` the model.
         grid: where this rank stands; the groups that share rows must call together.
         optimizer: the DeepSpeed optimizer the shards were made with.
-        compiled: one compiled pass over whole rows instead of two in chunks.
+        compiled: one compiled pass over whole rows instead of two.
     """
 
     def __init__(self, shards: dict[str, Shard], grid: RankGrid, optimizer=None, compiled: bool = False):
-        self._rescale = _rescale_in_one_pass if compiled else _rescale_in_chunks
+        self._rescale = _rescale_in_one_pass if compiled else _rescale
         self.rows: SphereRows = sphere_rows(shards, grid)
         self._buffers = stepped_buffers(optimizer)
 
@@ -56,26 +55,29 @@ class Renormaliser:
 
     @torch.no_grad()
     def renormalise(
-        self, groups: list[int] | None = None, measure: bool = False, keep: torch.Tensor | None = None
+        self, groups: list[int] | None = None, measure: bool = False, keep: torch.Tensor | None = None, whole: bool = True
     ) -> torch.Tensor | None:
         """Rescale every spherical row (of the given groups) to length 1.
 
         Args:
             measure: return the largest |‖w‖ − 1| of this rank's rows, before and after (fp32 [2], on the masters' device).
             keep: a scalar; where it is true all rows stay as they are, bit for bit.
+            whole: also the rows that are whole here, which an optimiser in blocks has handed to `rescale` already.
         """
         errors = []
         for group in self.rows.groups if groups is None else groups:
-            if whole := self.rows.whole.get(group):
-                for rows in whole.pieces:
-                    norms = self._rescale(rows, keep)
-                    if measure:
-                        errors.append(_errors(norms, torch.linalg.vector_norm(rows, dim=1)))
+            if whole and group in self.rows.whole:
+                errors += [self.rescale(rows, measure, keep) for rows in self.rows.whole[group].pieces]
             if cut := self.rows.cut.get(group):
                 norms = self._rescale_cut(cut, keep)
                 if measure:
                     errors.append(_errors(norms, cut_norms(cut)))
-        return torch.stack(errors).amax(0) if errors else None
+        return torch.stack(errors).amax(0) if measure and errors else None
+
+    def rescale(self, rows: torch.Tensor, measure: bool = False, keep: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Rescale these whole rows, fp32 [rows, columns], as `renormalise` does all."""
+        norms = self._rescale(rows, keep)
+        return _errors(norms, torch.linalg.vector_norm(rows, dim=1)) if measure else None
 
     def _rescale_cut(self, cut: CutRows, keep: torch.Tensor | None) -> torch.Tensor:
         norms = cut_norms(cut)
@@ -95,25 +97,12 @@ def _errors(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 def _rescale(rows: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
     """Divide every row by its length, in place, unless all are to `keep` theirs; returns the lengths before, [rows, 1]."""
-    norms = rows.square().sum(1, keepdim=True).sqrt().clamp_min(_SMALLEST)
-    rows.div_(norms if keep is None else torch.where(keep, 1.0, norms))
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(_SMALLEST)
+    rows.mul_((norms if keep is None else norms.masked_fill(keep, 1.0)).reciprocal())  # a division takes a fifth longer in a cache
     return norms
 
 
 _rescale_in_one_pass = when_called(_rescale, dynamic=True)
-
-
-def _rescale_in_chunks(rows: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-    """The same, without a compiler."""
-    norms = rows.new_empty(rows.shape[0], 1)
-    height = rows.shape[0]
-    if rows.device.type == "cpu":
-        height = max(1, _CHUNK_BYTES // (4 * rows.shape[1]))
-    for chunk, lengths in zip(rows.split(height), norms.split(height), strict=True):
-        torch.linalg.vector_norm(chunk, dim=1, keepdim=True, out=lengths)
-        lengths.clamp_min_(_SMALLEST)
-        chunk.div_(lengths if keep is None else lengths.masked_fill(keep, 1.0))
-    return norms
 
 
 def cut_norms(cut: CutRows) -> torch.Tensor:

@@ -9,6 +9,7 @@ Per reduction a rank contributes 4 bytes · (rows that ZeRO cuts anywhere among 
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +31,11 @@ class Rows:
         """One more piece."""
         self.pieces.append(piece)
         self.shards.append(shard)
+
+    def places(self) -> Iterator[tuple[torch.Tensor, int, torch.Tensor]]:
+        """Of each piece: the buffer it is a view of, where it starts in the flattened buffer, and the piece."""
+        for piece, shard in zip(self.pieces, self.shards, strict=True):
+            yield shard.buffer, piece.storage_offset() - shard.buffer.storage_offset(), piece
 
 
 class CutRows:

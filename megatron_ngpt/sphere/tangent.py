@@ -24,8 +24,4 @@ def project(rows: SphereRows, groups: list[int]) -> None:
 
 def _gradients(rows: Rows) -> list[torch.Tensor]:
     """The gradient of each piece, as a view: the piece's place in its master's buffer, in the buffer's `.grad`."""
-    found = []
-    for piece, shard in zip(rows.pieces, rows.shards, strict=True):
-        start = piece.storage_offset() - shard.buffer.storage_offset()
-        found.append(shard.buffer.grad.view(-1)[start : start + piece.numel()].view(piece.shape))
-    return found
+    return [buffer.grad.view(-1)[start : start + piece.numel()].view(piece.shape) for buffer, start, piece in rows.places()]

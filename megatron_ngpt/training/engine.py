@@ -80,7 +80,8 @@ class Engine:
             model=module, optimizer=self.base, config=engine_config, mpu=mpu, dist_init_required=False
         )
         self.shards: dict[str, Shard] = checked_shards(module, self.optimizer, self.base, grid.replicas)
-        self.renormaliser = Renormaliser(self.shards, grid, self.optimizer, compiled=recipe.training.compile)
+        compiled = recipe.training.compile and device.type != "cpu"  # there the optimiser's blocks are rescaled, each by two quick passes
+        self.renormaliser = Renormaliser(self.shards, grid, self.optimizer, compiled)
         sequences, partitioned = min(SEQUENCES, recipe.training.global_batch), stepped_buffers(self.optimizer) is not None
         self.observer = Observer(module, self.shards, self.blueprint, partitioned, sequences, device)
         self.history = History(recipe.training.skip.deviations, device)

@@ -5,7 +5,8 @@
 3. clip: gradients shrink to `optimizer.clip`;
 4. tangent: with `optimizer.tangent` they lose their part along each spherical row;
 5. optimiser: the base optimiser moves the masters;
-6. renormalisation: spherical rows return to length 1;
+6. renormalisation: spherical rows return to length 1; on a CPU whole rows do so as soon as the optimiser has moved some of them, while a
+   cache still has these (`sphere/blockwise.py`);
 7. publication: DeepSpeed copies and gathers the masters for the forward pass.
 
 ZeRO goes through 3 to 6 once for every flat partition, the others once. A vetoed update goes through all of them too and moves nothing:
@@ -30,6 +31,7 @@ from megatron_ngpt.monitor.observer import Observer
 from megatron_ngpt.parallel.collectives import reduce_vector
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.norms import before_weights_move
+from megatron_ngpt.sphere.blockwise import BlockwiseAdamW
 from megatron_ngpt.sphere.renormalise import NormErrors, Renormaliser
 from megatron_ngpt.sphere.tangent import project
 from megatron_ngpt.training.history import History
@@ -106,6 +108,7 @@ class Update:
         self.base, self.grid, self.renormaliser = base, grid, renormaliser
         self.clip, self.tangent, self.history, self.clock, self.observer = clip, tangent, history, clock, observer
         before_weights_move(optimizer, base, list(module.parameters()), grid, self._judge)
+        self._blockwise = isinstance(base, BlockwiseAdamW) and base.hand_on(renormaliser.rows, self._moved)
         base.register_step_pre_hook(self._before)
         base.register_step_post_hook(self._after)
 
@@ -163,13 +166,20 @@ class Update:
         if self.tangent:
             project(self.renormaliser.rows, self.renormaliser.groups_in(base))
 
+    def _moved(self, rows: torch.Tensor) -> None:
+        """Renormalisation of some whole rows, which `base` has just moved."""
+        self._keep_errors(self.renormaliser.rescale(rows, self._measure, self._vetoed))
+
     def _after(self, base: torch.optim.Optimizer, _args, _kwargs) -> None:
-        """Renormalisation, of what `base` has moved."""
-        errors = self.renormaliser.renormalise(self.renormaliser.groups_in(base), self._measure, keep=self._vetoed)
-        if errors is not None:
-            self._errors.append(errors)
+        """Renormalisation of what `base` has moved, or of what is left of it."""
+        groups = self.renormaliser.groups_in(base)
+        self._keep_errors(self.renormaliser.renormalise(groups, self._measure, self._vetoed, whole=not self._blockwise))
         if self.observer and not self._trial:
             self.observer.after(base)
+
+    def _keep_errors(self, errors: torch.Tensor | None) -> None:
+        if errors is not None:
+            self._errors.append(errors)
 
     def _largest(self) -> list[torch.Tensor]:
         """The largest of all ranks (collective where they are measured): norm errors before and after rescaling, and memory; NaN for the
