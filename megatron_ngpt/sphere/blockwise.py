@@ -44,11 +44,13 @@ class BlockwiseAdamW(torch.optim.AdamW):
         if not self._blocks:
             return super().step(closure)
         for group in self.param_groups:
-            self._step_group(group)
+            buffers, gradients, averages, squares, steps = ([] for _ in range(5))
+            self._init_group(group, buffers, gradients, averages, squares, [], steps)
+            if buffers:  # a group may be without, as ZeRO-3's are in turn
+                self._update(group, (buffers, gradients, averages, squares), steps)
 
-    def _step_group(self, group: dict) -> None:
-        buffers, gradients, averages, squares, steps = ([] for _ in range(5))
-        self._init_group(group, buffers, gradients, averages, squares, [], steps)
+    def _update(self, group: dict, held: tuple[list[torch.Tensor], ...], steps: list[torch.Tensor]) -> None:
+        """One of weights, gradients and both moments, and their counts of steps."""
         vetoed = getattr(self, "found_inf", None)
         torch._foreach_add_(steps, 1 if vetoed is None else 1 - vetoed)
         update = partial(
@@ -56,13 +58,13 @@ class BlockwiseAdamW(torch.optim.AdamW):
             weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False, maximize=False, found_inf=vetoed,
         )  # fmt: skip
         between = [[] for _ in range(5)]
-        for count, *tensors in zip(steps, buffers, gradients, averages, squares, strict=True):
+        for count, *tensors in zip(steps, *held, strict=True):
             blocks = self._blocks.get(id(tensors[0])) or [(tensors[0].numel(), None)]
             runs = [tensor.view(-1).split([length for length, _ in blocks]) for tensor in tensors]
             for (_, rows), *run in zip(blocks, *runs, strict=True):
                 if rows is None:
-                    for held, x in zip(between, (*run, count), strict=True):
-                        held.append(x)
+                    for those, x in zip(between, (*run, count), strict=True):
+                        those.append(x)
                 else:
                     update(*([x] for x in run), state_steps=[count])
                     self._moved(rows)
