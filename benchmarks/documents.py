@@ -15,8 +15,8 @@ from rich.progress import track
 
 from benchmarks.machine import write
 from megatron_ngpt.model.attention import causal_attention
-from megatron_ngpt.parallel.attention_plan import document_runs
-from megatron_ngpt.parallel.document_attention import Documents, document_attention
+from megatron_ngpt.parallel.document_attention import document_attention
+from megatron_ngpt.parallel.documents import documents_of
 
 HEADS, SIZE, LENGTHS = 4, 64, (4096, 16384)
 
@@ -40,7 +40,7 @@ def main() -> None:
     for length in LENGTHS:
         q, k, v, given = (torch.randn(1, length, HEADS, SIZE).bfloat16().requires_grad_() for _ in range(4))
         numbers = torch.arange(length) * options.documents // length
-        documents = Documents([document_runs(numbers.tolist())], q.device)
+        documents = documents_of(numbers.unsqueeze(0), q.device)
         mask = torch.zeros(length, length, dtype=q.dtype).masked_fill_(~(numbers[:, None] == numbers).tril_(), -torch.inf)
         works = {
             "causal": lambda q=q, k=k, v=v: causal_attention(q, k, v, SIZE**-0.5),

@@ -14,7 +14,7 @@ from megatron_ngpt.config.recipe import Recipe
 from megatron_ngpt.data.tokenizer import Tokenizer
 from megatron_ngpt.inference.load import LoadedModel, decoder_of
 from megatron_ngpt.model.blueprint import Blueprint
-from megatron_ngpt.parallel.grid import Axis
+from megatron_ngpt.parallel.grid import ALONE
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ def live_model(module: nn.Module, blueprint: Blueprint, recipe: Recipe, tokenize
     themselves, and find the same. Under ZeRO-3 each layer is gathered as it is used, so all ranks work in step and on the same text.
     """
     cut = any(hasattr(parameter, "ds_id") for parameter in module.parameters())
-    grid = replace(blueprint.grid, context=Axis())
+    grid = replace(blueprint.grid, context=ALONE)
     if cut:
-        grid = replace(grid, data=Axis(), readers=Axis(), model=grid.world)
+        grid = replace(grid, data=ALONE, readers=ALONE, model=grid.world)
     plain = Blueprint(blueprint.model, blueprint.vocabulary, grid)
     decoder = decoder_of(plain, module)
     if cut:

@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 
 from megatron_ngpt.config.recipe import Model, RopeScaling
+from megatron_ngpt.parallel.documents import document_starts
 
 FAST, SLOW = 32, 1  # YaRN leaves pairs that turn this often within the original context, and stretches those that turn no more than so
 
@@ -70,6 +71,4 @@ def rotate(x_BTHK: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 def document_positions(documents_BT: torch.Tensor) -> torch.Tensor:
     """Each token's position in its own document's part of the window, int64 [B, T]."""
     index = torch.arange(documents_BT.shape[1], device=documents_BT.device).expand_as(documents_BT)
-    starts = torch.ones_like(documents_BT, dtype=torch.bool)
-    starts[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
-    return index - torch.where(starts, index, 0).cummax(1).values
+    return index - torch.where(document_starts(documents_BT), index, 0).cummax(1).values

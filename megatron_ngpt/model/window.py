@@ -7,8 +7,8 @@ import torch
 
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.rotary import document_positions, rotation_table
-from megatron_ngpt.parallel.attention_plan import document_runs, held_runs
-from megatron_ngpt.parallel.document_attention import Documents
+from megatron_ngpt.parallel.attention_plan import held_runs
+from megatron_ngpt.parallel.documents import Documents, documents_of
 
 
 class Window(NamedTuple):
@@ -37,7 +37,7 @@ def window_of(blueprint: Blueprint, length: int, documents_BT: torch.Tensor | No
     if documents_BT is None:
         return Window(cos, sin) if axis.size == 1 else Window(cos[held], sin[held])
     positions_BT = document_positions(documents_BT)[:, held].to(device)
-    return Window(cos[positions_BT], sin[positions_BT], Documents([document_runs(row) for row in documents_BT.tolist()], device))
+    return Window(cos[positions_BT], sin[positions_BT], documents_of(documents_BT, device))
 
 
 def held_positions(blueprint: Blueprint, context: int) -> np.ndarray:

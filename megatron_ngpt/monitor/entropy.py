@@ -12,6 +12,7 @@ from megatron_ngpt.model.ends import Head
 from megatron_ngpt.model.window import Window
 from megatron_ngpt.parallel.attention_plan import held_runs
 from megatron_ngpt.parallel.collectives import all_gather, all_reduce
+from megatron_ngpt.parallel.documents import document_runs
 from megatron_ngpt.parallel.products import fold, outputs
 
 QUERIES = 16  # of each head and sequence are looked at, evenly spread, the last one among them
@@ -39,7 +40,7 @@ def attention_entropy(attention: Attention, q_BTHK: torch.Tensor, k_BTGK: torch.
     places = np.flatnonzero(np.isin(held[axis.rank], queries_looked_at(context)))
     for part in np.array_split(places, -(-len(places) * heads * context * len(q_BTHK) // _SCORES)) if len(places) else []:
         positions = held[axis.rank][part]
-        starts_BQ = torch.tensor(_starts(window, positions, len(q_BTHK)), device=q_BTHK.device)
+        starts_BQ = torch.tensor(_starts(window, positions, len(q_BTHK), context), device=q_BTHK.device)
         seen_BQS = (keys_S <= torch.from_numpy(positions).to(keys_S.device).unsqueeze(1)) & (keys_S >= starts_BQ.unsqueeze(2))
         q_BHQK = q_BTHK[:, torch.from_numpy(part).to(q_BTHK.device)].float().transpose(1, 2)
         scores_BHQS = (q_BHQK @ k_BHSK.transpose(2, 3) * attention.softmax_scale).masked_fill(~seen_BQS.unsqueeze(1), -torch.inf)
@@ -48,11 +49,12 @@ def attention_entropy(attention: Attention, q_BTHK: torch.Tensor, k_BTGK: torch.
     return total
 
 
-def _starts(window: Window, positions: np.ndarray, rows: int) -> list[list[int]]:
+def _starts(window: Window, positions: np.ndarray, rows: int, context: int) -> list[list[int]]:
     """The first position that each query sees, by row of the batch: where its document begins."""
     if window.documents is None:
         return [[0] * len(positions)] * rows
-    return [[max(start for start, _ in runs if start <= position) for position in positions] for runs in window.documents.runs[:rows]]
+    documents = document_runs(window.documents.bounds, context)[:rows]
+    return [[max(start for start, _ in runs if start <= position) for position in positions] for runs in documents]
 
 
 def prediction_entropy(head: Head, h_BTD: torch.Tensor) -> torch.Tensor:

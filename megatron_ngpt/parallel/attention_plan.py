@@ -4,7 +4,7 @@ A window of T tokens lies over c context ranks in one of two ways. `ulysses`: ra
 2 c equal runs, and rank r holds runs r and 2 c − 1 − r, so that each rank has as many pairs of a query and an earlier key as any other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from megatron_ngpt.parallel.attention_blocks import Block
 
@@ -20,12 +20,6 @@ def held_runs(context: int, size: int, rank: int, kind: str) -> list[Run]:
         return [(rank * length, (rank + 1) * length)]
     length = context // (2 * size)
     return [(place * length, (place + 1) * length) for place in (rank, 2 * size - 1 - rank)]
-
-
-def document_runs(documents: Sequence[int]) -> list[Run]:
-    """The runs of equal document numbers in one row of a batch."""
-    starts = [i for i, number in enumerate(documents) if i == 0 or number != documents[i - 1]]
-    return list(zip(starts, [*starts[1:], len(documents)], strict=True))
 
 
 def blocks(queries: list[Run], keys: list[Run], documents: list[list[Run]] | None) -> list[Block]:

@@ -12,13 +12,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _resolve_process_group
 
-from megatron_ngpt.parallel.grid import Axis
+from megatron_ngpt.parallel.grid import ALONE, Axis
 
 Shape = Callable[..., list[int]]
 
 
 def axis_named(group: str) -> Axis:
     """The axis whose process group has this name, which is all of it that an operator's arguments can carry."""
+    if not group:
+        return ALONE
     ranks = _resolve_process_group(group)
     return Axis(ranks.rank(), ranks.size(), ranks)
 

@@ -17,8 +17,8 @@ class Axis:
 
     @property
     def name(self) -> str:
-        """Of the group, the same in every process that starts alike."""
-        return self.group.group_name
+        """Of the group, the same in every process that starts alike; without a group none."""
+        return "" if self.group is None else self.group.group_name
 
     @property
     def first(self) -> bool:
@@ -55,19 +55,22 @@ class Axis:
         return range(self.rank, total, self.size)
 
 
+ALONE = Axis()
+
+
 @dataclass(frozen=True)
 class RankGrid:
     """Where this rank stands on each axis and in each group of `config.grid.GROUPS`; without a process group, a grid of one rank."""
 
     shape: Grid = field(default_factory=lambda: grid_of(1, {}))
-    tensor: Axis = Axis()
-    context: Axis = Axis()
-    data: Axis = Axis()
-    pipeline: Axis = Axis()
-    readers: Axis = Axis()
-    replicas: Axis = Axis()
-    model: Axis = Axis()
-    world: Axis = Axis()
+    tensor: Axis = ALONE
+    context: Axis = ALONE
+    data: Axis = ALONE
+    pipeline: Axis = ALONE
+    readers: Axis = ALONE
+    replicas: Axis = ALONE
+    model: Axis = ALONE
+    world: Axis = ALONE
 
 
 def make_grid(**sizes: int) -> RankGrid:

@@ -11,11 +11,10 @@ import torch
 import torch.distributed as dist
 
 from megatron_ngpt.parallel.attention_blocks import Block, attend, attend_backward
-from megatron_ngpt.parallel.attention_plan import Run, blocks, held_runs
+from megatron_ngpt.parallel.attention_plan import blocks, held_runs
 from megatron_ngpt.parallel.collectives import axis_named
-from megatron_ngpt.parallel.grid import Axis
-
-_ALONE = Axis()
+from megatron_ngpt.parallel.documents import document_runs
+from megatron_ngpt.parallel.grid import ALONE, Axis
 
 
 def attention_in_blocks(
@@ -23,22 +22,24 @@ def attention_in_blocks(
     k_BTGK: torch.Tensor,
     v_BTGK: torch.Tensor,
     scale: float,
-    axis: Axis = _ALONE,
-    documents: list[list[Run]] | None = None,
+    axis: Axis = ALONE,
+    bounds: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(scale · q kᵀ + causal mask) v, [B, T, H, K], in q's dtype. In a compiled graph one operator, without documents.
+    """softmax(scale · q kᵀ + causal mask) v, [B, T, H, K], in q's dtype. In a compiled graph one operator.
 
     Args:
         axis: the ranks that the window is divided over, as `held_runs(..., "ring")`; an axis of one holds all of it.
-        documents: for each row, the runs of its documents over the whole window, which do not see each other; None: one document.
+        bounds: of the whole window's `Documents`, which do not see each other, in host memory; None: each row is one document.
     """
-    turns = None if torch.compiler.is_compiling() else _turns(q_BTHK.shape[1], axis, documents)
-    return _BlockAttention.apply(q_BTHK, k_BTGK, v_BTGK, scale, axis, turns)
+    turns = None if torch.compiler.is_compiling() else _turns(q_BTHK, axis, bounds)
+    return _BlockAttention.apply(q_BTHK, k_BTGK, v_BTGK, scale, axis, bounds, turns)
 
 
-def _turns(tokens: int, axis: Axis, documents: list[list[Run]] | None = None) -> list[list[Block]]:
+def _turns(q_BTHK: torch.Tensor, axis: Axis, bounds: torch.Tensor | None) -> list[list[Block]]:
     """The blocks between this rank's queries and the keys that are here in each turn."""
-    runs = [held_runs(tokens * axis.size, axis.size, rank, "ring") for rank in range(axis.size)]
+    context = q_BTHK.shape[1] * axis.size
+    documents = None if bounds is None else document_runs(bounds, context)
+    runs = [held_runs(context, axis.size, rank, "ring") for rank in range(axis.size)]
     return [blocks(runs[axis.rank], runs[(axis.rank - turn) % axis.size], documents) for turn in range(axis.size)]
 
 
@@ -46,41 +47,47 @@ class _BlockAttention(torch.autograd.Function):
     """Without `turns` in a graph, whose operators find them when it runs."""
 
     @staticmethod
-    def forward(ctx, q, k, v, scale: float, axis: Axis, turns: Sequence[list[Block]] | None) -> torch.Tensor:
-        out, lse = _in_graph(q, k, v, scale, axis.name) if turns is None else _attend(q, k, v, scale, axis, turns)
-        ctx.save_for_backward(q, k, v, out, lse)
+    def forward(ctx, q, k, v, scale: float, axis: Axis, bounds: torch.Tensor | None, turns: Sequence[list[Block]] | None):
+        out, lse = _in_graph(q, k, v, bounds, scale, axis.name) if turns is None else _attend(q, k, v, scale, axis, turns)
+        ctx.save_for_backward(q, k, v, out, lse, bounds)
         ctx.scale, ctx.axis, ctx.turns = scale, axis, turns
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        kept, scale, axis, turns = ctx.saved_tensors, ctx.scale, ctx.axis, ctx.turns
-        found = _backward_in_graph(grad, *kept, scale, axis.name) if turns is None else _attend_backward(grad, *kept, scale, axis, turns)
+        *kept, bounds = ctx.saved_tensors
+        if ctx.turns is None:
+            found = _backward_in_graph(grad, *kept, bounds, ctx.scale, ctx.axis.name)
+        else:
+            found = _attend_backward(grad, *kept, ctx.scale, ctx.axis, ctx.turns)
         grad_q, (grad_k, grad_v) = found[0], found[1].transpose(2, 3)
-        return grad_q, grad_k, grad_v, None, None, None
+        return grad_q, grad_k, grad_v, None, None, None, None
 
 
-@torch.library.custom_op("megatron_ngpt::ring_attention", mutates_args=())
-def _in_graph(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, group: str) -> tuple[torch.Tensor, torch.Tensor]:
+@torch.library.custom_op("megatron_ngpt::attention_in_blocks", mutates_args=())
+def _in_graph(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor | None, scale: float, group: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     axis = axis_named(group)
-    return _attend(q, k, v, scale, axis, _turns(q.shape[1], axis))
+    return _attend(q, k, v, scale, axis, _turns(q, axis, bounds))
 
 
 @_in_graph.register_fake
-def _(q, k, v, scale, group):
+def _(q, k, v, bounds, scale, group):
     return q.new_empty(q.shape), _no_scores(q)
 
 
-@torch.library.custom_op("megatron_ngpt::ring_attention_backward", mutates_args=())
+@torch.library.custom_op("megatron_ngpt::attention_in_blocks_backward", mutates_args=())
 def _backward_in_graph(
-    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, scale: float, group: str
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
+    bounds: torch.Tensor | None, scale: float, group: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     axis = axis_named(group)
-    return _attend_backward(grad, q, k, v, out, lse, scale, axis, _turns(q.shape[1], axis))
+    return _attend_backward(grad, q, k, v, out, lse, scale, axis, _turns(q, axis, bounds))
 
 
 @_backward_in_graph.register_fake
-def _(grad, q, k, v, out, lse, scale, group):
+def _(grad, q, k, v, out, lse, bounds, scale, group):
     return q.new_empty(q.shape), k.new_empty((2, *k.transpose(1, 2).shape))
 
 

@@ -11,8 +11,8 @@ from megatron_ngpt.model.attention import causal_attention
 from megatron_ngpt.model.decoder import Decoder
 from megatron_ngpt.model.scales import effective
 from megatron_ngpt.model.window import window_of
-from megatron_ngpt.parallel.attention_plan import document_runs
-from megatron_ngpt.parallel.document_attention import Documents, document_attention
+from megatron_ngpt.parallel.document_attention import document_attention
+from megatron_ngpt.parallel.documents import documents_of
 from tests.model import equations
 from tests.model.equations import norm, softmax_attention
 from tests.model.small import SHAPE, blueprint, tokens, trained
@@ -101,15 +101,11 @@ def test_alphas_sign_does_not_count_and_h_stays_on_the_sphere(update):
 # Attention alone.
 
 
-def documents_of(numbers: torch.Tensor) -> Documents:
-    return Documents([document_runs(row) for row in numbers.tolist()], numbers.device)
-
-
 def test_grouped_queries_equal_repeated_heads():
     q, k, v = (torch.randn(B, T, heads, K, generator=torch.Generator().manual_seed(s)) for s, heads in enumerate((H, G, G)))
     repeated = [x.repeat_interleave(H // G, 2) for x in (k, v)]
     documents = torch.tensor([[0] * 4 + [1] * 6, [0] * 10])
-    for attend in (causal_attention, partial(document_attention, documents=documents_of(documents))):
+    for attend in (causal_attention, partial(document_attention, documents=documents_of(documents, documents.device))):
         grouped = attend(q, k, v, 0.7)
         torch.testing.assert_close(grouped, attend(q, *repeated, 0.7), rtol=0, atol=3e-6)
     exact = softmax_attention(q.double(), *(x.double() for x in repeated), 0.7)  # the second row is one document
@@ -118,7 +114,7 @@ def test_grouped_queries_equal_repeated_heads():
 
 def test_a_token_sees_its_own_documents_past_alone():
     q, k, v = (torch.randn(1, T, H, K, generator=torch.Generator().manual_seed(s)).requires_grad_() for s in range(3))
-    documents = documents_of(torch.tensor([[0] * 4 + [1] * 6]))
+    documents = documents_of(torch.tensor([[0] * 4 + [1] * 6]), q.device)
     for token in range(T):
         grad = torch.autograd.grad(document_attention(q, k, v, 1.0, documents)[0, token].sum(), v)[0]
         seen = grad[0].abs().sum((1, 2)).nonzero().flatten().tolist()

@@ -13,8 +13,7 @@ from megatron_ngpt.monitor import entropy, weights
 from megatron_ngpt.monitor.entropy import attention_entropy, queries_looked_at
 from megatron_ngpt.monitor.observer import Observer
 from megatron_ngpt.monitor.table import METRICS
-from megatron_ngpt.parallel.attention_plan import document_runs
-from megatron_ngpt.parallel.document_attention import Documents
+from megatron_ngpt.parallel.documents import documents_of
 from megatron_ngpt.parallel.grid import RankGrid
 from megatron_ngpt.parallel.shards import shards_of
 from megatron_ngpt.sphere.renormalise import Renormaliser
@@ -167,7 +166,7 @@ def test_attention_within_documents_a_few_queries_at_a_time(monkeypatch, at_once
     documents = torch.cat([torch.full((2, 7), 0), torch.full((2, 20), 1), torch.full((2, 13), 2)], 1)
     documents[1, :15] = 0
     q, k = (torch.randn(2, 40, heads, 6, generator=torch.Generator().manual_seed(heads)) for heads in (4, 2))
-    window = Window(q, q, Documents([document_runs(row) for row in documents.tolist()], CPU))
+    window = Window(q, q, documents_of(documents, CPU))
     looked_at = queries_looked_at(40)
     assert len(looked_at) == 16 and looked_at[-1] == 39 and (np.diff(looked_at) > 0).all()
     total = 0.0

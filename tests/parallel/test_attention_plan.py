@@ -4,12 +4,14 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ngpt.parallel.attention_plan import blocks, document_runs, held_runs
+from megatron_ngpt.parallel.attention_plan import blocks, held_runs
+from megatron_ngpt.parallel.documents import document_runs, documents_of
 
-CONTEXT = 48
+CONTEXT, CPU = 48, torch.device("cpu")
 
 
 def positions(size: int, rank: int, kind: str) -> np.ndarray:
@@ -27,7 +29,7 @@ def test_ranks_hold_every_position_once(kind, size):
 def seen(size: int, rank: int, rows: np.ndarray | None) -> np.ndarray:
     """How often the blocks let each query of the rank see each position, [rows, queries, positions]."""
     runs = [held_runs(CONTEXT, size, r, "ring") for r in range(size)]
-    documents = None if rows is None else [document_runs(row) for row in rows.tolist()]
+    documents = None if rows is None else document_runs(documents_of(torch.from_numpy(rows), CPU).bounds, CONTEXT)
     counts = np.zeros((1 if rows is None else len(rows), CONTEXT // size, CONTEXT), int)
     for other in range(size):
         keys = positions(size, other, "ring")

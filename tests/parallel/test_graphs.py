@@ -1,4 +1,5 @@
-"""A compiled block of tensor or context ranks is one graph forward and one backward, and computes what the eager one does."""
+"""A compiled block of tensor or context ranks is one graph forward and one backward, whatever documents come, and computes what the
+eager one does."""
 
 import torch
 import torch.distributed as dist
@@ -14,13 +15,18 @@ from megatron_ngpt.sphere.geometry import unit
 from tests.model.small import SHAPE, VOCABULARY
 from tests.on_ranks import on_ranks
 
-TENSOR, CONTEXT = {"tensor": 2}, {"context": 2}
+TENSOR, CONTEXT, MASK = {"tensor": 2}, {"context": 2}, {"mask_documents": True}
+# The documents of two batches, [2, 16] each.
+BATCHES = [torch.tensor([[0] * 5 + [1] * 11, [0] * 16]), torch.tensor([[0] + [1] * 8 + [2] * 3 + [3] * 4, [0] * 9 + [1] * 7])]
 KINDS = {  # axes of the ranks, keys of the model, options of the blueprint
     "ngpt": (TENSOR, {}, {}),
     "ngpt, sequence, selective": (TENSOR, {}, {"sequence": True, "recompute": "selective"}),
     "gpt, sequence": (TENSOR, {"arch": "gpt"}, {"sequence": True}),
     "ngpt, context by heads": (CONTEXT, {}, {"context_kind": "ulysses"}),
     "ngpt, context in a ring": (CONTEXT, {}, {"context_kind": "ring"}),
+    "ngpt, sequence, selective, documents": (TENSOR, {}, {"sequence": True, "recompute": "selective", **MASK}),
+    "gpt, context by heads, documents": (CONTEXT, {"arch": "gpt"}, {"context_kind": "ulysses", **MASK}),
+    "ngpt, context in a ring, documents": (CONTEXT, {}, {"context_kind": "ring", **MASK}),
 }
 
 
@@ -43,17 +49,20 @@ def compiled_and_eager() -> dict[str, tuple[list[str], float]]:
         grid, model = make_grid(**axes), Model(**SHAPE, **keys)
         module = Decoder(Blueprint(model, VOCABULARY, grid, **options))
         initialise(shards_of(module), 0)
-        block, window = module.layers[1], window_of(module.blueprint, model.context // axes.get("context", 1), None, module)
+        block, length = module.layers[1], model.context // axes.get("context", 1)
+        batches = BATCHES if "mask_documents" in options else [None]
+        windows = [window_of(module.blueprint, length, documents, module) for documents in batches]
         h_BTD = unit(torch.randn(2, model.context, model.hidden, generator=torch.Generator().manual_seed(0)))
         if axes == CONTEXT or options.get("sequence"):
             h_BTD = h_BTD.chunk(2, 1)[dist.get_rank()]
-        eager, made = of_block(block.step, block, h_BTD, window), []
+        eager, made = [x for window in windows for x in of_block(block.step, block, h_BTD, window)], []
         torch._dynamo.reset()
         backend = aot_autograd(
             fw_compiler=lambda graph, _, made=made: made.append("forward") or make_boxed_func(graph.forward),
             bw_compiler=lambda graph, _, made=made: made.append("backward") or make_boxed_func(graph.forward),
         )
-        compiled = of_block(torch.compile(block.step, backend=backend), block, h_BTD, window)
+        run = torch.compile(block.step, backend=backend)
+        compiled = [x for window in windows for x in of_block(run, block, h_BTD, window)]
         apart = max(((a - b).norm() / b.norm()).item() for a, b in zip(compiled, eager, strict=True))
         found[name] = made, apart
     return found

@@ -5,8 +5,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from megatron_ngpt.parallel.attention_plan import document_runs, held_runs
-from megatron_ngpt.parallel.grid import Axis
+from megatron_ngpt.parallel.attention_plan import held_runs
+from megatron_ngpt.parallel.documents import documents_of
+from megatron_ngpt.parallel.grid import ALONE, Axis
 from megatron_ngpt.parallel.ring import attention_in_blocks
 from tests.on_ranks import on_ranks
 from tests.worst import worst
@@ -38,13 +39,13 @@ def reference(masked: bool) -> list[torch.Tensor]:
 
 def strays(size: int, masked: bool, dtype: torch.dtype) -> list[float]:
     """The largest differences on this rank of `size`: output, gradients of q, k, v."""
-    axis = Axis(dist.get_rank(), size, dist.group.WORLD) if size > 1 else Axis()
+    axis = Axis(dist.get_rank(), size, dist.group.WORLD) if size > 1 else ALONE
     held = torch.cat([torch.arange(*run) for run in held_runs(CONTEXT, size, axis.rank, "ring")])
     *qkv, grad = (x[:, held].to(dtype) for x in numbers())
     for x in qkv:
         x.requires_grad_()
-    documents = [document_runs(row) for row in DOCUMENTS.tolist()] if masked else None
-    out = attention_in_blocks(*qkv, 0.5, axis, documents)
+    bounds = documents_of(DOCUMENTS, DOCUMENTS.device).bounds if masked else None
+    out = attention_in_blocks(*qkv, 0.5, axis, bounds)
     assert out.dtype == dtype
     out.backward(grad)
     found = [out.detach(), *(x.grad for x in qkv)]
