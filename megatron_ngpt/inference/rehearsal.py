@@ -7,6 +7,8 @@ from lm_eval.api.model import LM
 
 from megatron_ngpt.errors import ConfigError
 
+DOCUMENTS = 8  # of each task: its templates and its code are the same for all
+
 
 class MadeUp(LM):
     """A model that finds every answer as unlikely as any other, and writes nothing; as untrained ones may."""
@@ -25,17 +27,19 @@ class MadeUp(LM):
 
 
 def rehearse(tasks: dict, limit: int | None, key: str) -> None:
-    """Run loaded tasks (by name; `key` named them) on their first `limit` documents; no generator of random numbers is seeded.
+    """Run loaded tasks (by name; `key` named them) on their first `DOCUMENTS`, or `limit` if that is less; no generator of random
+    numbers is seeded.
 
     Raises:
         ConfigError: tasks that fail, a line each.
     """
+    few = min(limit or DOCUMENTS, DOCUMENTS)
     problems, unseeded = [], dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"))
     for name, task in tasks.items():
         alone = SimpleNamespace(load=lambda _, name=name, task=task: {"tasks": {name: task}, "groups": {}}, task_index={})
         try:
             simple_evaluate(
-                MadeUp(), tasks=[name], task_manager=alone, limit=limit, bootstrap_iters=0, log_samples=False, **unseeded
+                MadeUp(), tasks=[name], task_manager=alone, limit=few, bootstrap_iters=0, log_samples=False, **unseeded
             )
         except Exception as error:
             said = " ".join(str(error).split())

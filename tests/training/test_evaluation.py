@@ -149,10 +149,10 @@ def judge(doc, results):
 """
 
 
-def judged_by(directory: Path, code: str) -> list[str]:
+def judged_by(directory: Path, code: str, questions: list[dict] = QUESTIONS) -> list[str]:
     """The options with which a run has one task, of a multiple choice, whose answers this code judges."""
     directory.mkdir(exist_ok=True)
-    (directory / "questions.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in QUESTIONS))
+    (directory / "questions.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in questions))
     (directory / "judged.py").write_text(code)
     head = COMMON.format(data=directory / "questions.jsonl", cache=directory / "cache")
     body = TASKS["tiny_choice"] + "process_results: !function judged.judge\n"
@@ -185,6 +185,17 @@ def test_a_task_that_can_only_fail_is_refused_before_the_start(corpus, tasks, tm
     monkeypatch.setattr(sys, "argv", ["ngpt", "check", *arguments(corpus, tasks, *given, f"--training.output={tmp_path}/run")])
     said = "training.eval_tasks = tiny_judged: fails on answers that are made up: KeyError: 'anwser'; mend it, or leave it out\n"
     assert cli.main() == 2 and capsys.readouterr().err.endswith(said)
+
+
+@pytest.mark.parametrize(("limit", "seen"), [("null", 8), (2, 2)])
+def test_a_few_documents_of_a_task_are_rehearsed(corpus, tasks, tmp_path, monkeypatch, limit, seen):
+    monkeypatch.setattr("lm_eval.tasks.TaskManager.__init__.__defaults__", (None, None, False, None))
+    told = tmp_path / "judged"
+    code = f"def judge(doc, results):\n    open({str(told)!r}, 'a').write('.')\n    return {{'acc': 1.0}}\n"
+    given = judged_by(tmp_path / "tasks", code, QUESTIONS * 8)
+    given += [f"--training.eval_tasks_limit={limit}", f"--training.output={tmp_path}/run"]
+    monkeypatch.setattr(sys, "argv", ["ngpt", "check", *arguments(corpus, tasks, *given)])
+    assert cli.main() == 0 and told.read_text() == "." * seen
 
 
 def test_ngpt_check_asks_lm_eval_too(corpus, tasks, tmp_path, monkeypatch, capsys):
