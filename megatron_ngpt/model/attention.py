@@ -9,7 +9,7 @@ from torch import nn
 
 from megatron_ngpt.model.blueprint import Blueprint
 from megatron_ngpt.model.query_key import to_sphere
-from megatron_ngpt.model.rotary import rotate, score_factor
+from megatron_ngpt.model.rotary import score_factor, turn
 from megatron_ngpt.model.scales import effective
 from megatron_ngpt.model.window import Window
 from megatron_ngpt.parallel.document_attention import document_attention
@@ -73,7 +73,7 @@ class Attention(nn.Module):
 
     def position(self, q_BTHK, k_BTGK, cos, sin) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys as the scores use them, in their own dtype."""
-        return rotate(q_BTHK, cos, sin).to(q_BTHK.dtype), rotate(k_BTGK, cos, sin).to(k_BTGK.dtype)
+        return turn(q_BTHK, cos, sin), turn(k_BTGK, cos, sin)
 
 
 class NormalizedAttention(Attention):

@@ -6,7 +6,7 @@ Forward and backward go over some positions at a time (`row_parts`). Shapes: B b
 
 import torch
 
-from megatron_ngpt.model.rotary import rotate
+from megatron_ngpt.model.rotary import of_samples, rotate
 from megatron_ngpt.model.scales import scaled
 from megatron_ngpt.parallel.row_parts import row_parts
 from megatron_ngpt.sphere.geometry import inverse_norm
@@ -28,10 +28,10 @@ class _ToSphere(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_BTHK, cos, sin, scale_HK) -> torch.Tensor:
         out_BTHK, inverses = x_BTHK.new_empty(x_BTHK.shape), x_BTHK.new_empty((*x_BTHK.shape[:-1], 1), dtype=torch.float32)
-        for out, inverse, x, cos_, sin_ in row_parts(out_BTHK, inverses, x_BTHK, *_of_samples(cos, sin), axis=1):
+        for out, inverse, x, cos_, sin_ in row_parts(out_BTHK, inverses, x_BTHK, *of_samples(cos, sin), axis=1):
             turned = rotate(x, cos_, sin_)
             inverse.copy_(inverse_norm(turned))
-            out.copy_(scaled(turned * inverse, scale_HK))
+            out.copy_(scaled(turned.mul_(inverse), scale_HK))
         ctx.save_for_backward(out_BTHK if scale_HK is None else x_BTHK, inverses, cos, sin, scale_HK)
         return out_BTHK
 
@@ -39,14 +39,10 @@ class _ToSphere(torch.autograd.Function):
     def backward(ctx, grad: torch.Tensor):
         kept_BTHK, inverses, cos, sin, scale_HK = ctx.saved_tensors
         by_x_BTHK, by_scale = kept_BTHK.new_empty(kept_BTHK.shape), None if scale_HK is None else torch.zeros_like(scale_HK)
-        for by_x, kept, inverse, g, cos_, sin_ in row_parts(by_x_BTHK, kept_BTHK, inverses, grad, *_of_samples(cos, sin), axis=1):
-            unit_ = rotate(kept, cos_, -sin_) if scale_HK is None else kept * inverse
+        for by_x, kept, inverse, g, cos_, sin_ in row_parts(by_x_BTHK, kept_BTHK, inverses, grad, *of_samples(cos, sin), axis=1):
+            g = g.float()
+            unit_ = rotate(kept, cos_, -sin_) if scale_HK is None else kept.float() * inverse
             if by_scale is not None:
                 by_scale += (rotate(unit_, cos_, sin_) * g).sum((0, 1))
             by_x.copy_(through_norm(rotate(scaled(g, scale_HK), cos_, -sin_), unit_, inverse))
         return by_x_BTHK, None, None, by_scale
-
-
-def _of_samples(*tables: torch.Tensor) -> list[torch.Tensor]:
-    """[B, T, K]; what all samples share as [1, T, K]."""
-    return [table.unsqueeze(0) if table.ndim == 2 else table for table in tables]

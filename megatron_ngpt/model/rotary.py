@@ -11,6 +11,7 @@ import torch
 
 from megatron_ngpt.config.recipe import Model, RopeScaling
 from megatron_ngpt.parallel.documents import document_starts
+from megatron_ngpt.parallel.row_parts import row_parts
 
 FAST, SLOW = 32, 1  # YaRN leaves pairs that turn this often within the original context, and stretches those that turn no more than so
 
@@ -59,13 +60,46 @@ def score_factor(scaling: RopeScaling) -> float:
 
 
 def rotate(x_BTHK: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Each head of `x` rotated by its position's angles; fp32. cos, sin: of `rotation_table`, [T, K] or [B, T, K]; −sin turns back.
-
-    The halves are swapped by an index, not by `cat`: the compiler makes kernels of their own of what is joined.
-    """
+    """Each head of `x` rotated by its position's angles; fp32. cos, sin: of `rotation_table`, [T, K] or [B, T, K]; −sin turns back."""
     halves = x_BTHK.float().unflatten(-1, (2, -1))
     cos, sin = (table.unflatten(-1, (2, -1)).unsqueeze(-3) for table in (cos, sin))
-    return (halves * cos + halves.flip(-2) * sin).flatten(-2)
+    if torch.compiler.is_compiling():  # it reads swapped halves by an index, in one kernel, and makes kernels of their own of `cat`
+        return (halves * cos + halves.flip(-2) * sin).flatten(-2)
+    turned = halves * cos
+    for half in (0, 1):
+        turned[..., half, :].addcmul_(halves[..., 1 - half, :], sin[..., half, :])
+    return turned.flatten(-2)
+
+
+def turn(x_BTHK: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The same in the dtype of x, some positions at a time (`row_parts`)."""
+    return _Turn.apply(x_BTHK, cos, sin) if torch.is_grad_enabled() else rotate(x_BTHK, cos, sin).to(x_BTHK.dtype)
+
+
+class _Turn(torch.autograd.Function):
+    """Backward turns back, and keeps nothing but the tables."""
+
+    @staticmethod
+    def forward(ctx, x_BTHK: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x_BTHK, cos, sin)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, -sin), None, None
+
+
+def _turned(x_BTHK: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    out_BTHK = x_BTHK.new_empty(x_BTHK.shape)
+    for out, x, cos_, sin_ in row_parts(out_BTHK, x_BTHK, *of_samples(cos, sin), axis=1):
+        out.copy_(rotate(x, cos_, sin_))
+    return out_BTHK
+
+
+def of_samples(*tables: torch.Tensor) -> list[torch.Tensor]:
+    """[B, T, K]; what all samples share as [1, T, K]."""
+    return [table.unsqueeze(0) if table.ndim == 2 else table for table in tables]
 
 
 def document_positions(documents_BT: torch.Tensor) -> torch.Tensor:

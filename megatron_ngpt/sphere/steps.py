@@ -37,10 +37,11 @@ class _LerpTowards(torch.autograd.Function):
         moved_h = torch.empty_like(h)
         inverses, inverses_y = (h.new_empty((*h.shape[:-1], 1), dtype=torch.float32) for _ in range(2))
         for moved, inverse, inverse_y, h_, out in row_parts(moved_h, inverses, inverses_y, h, output, axis=-2):
+            out = out.float()
             inverse.copy_(inverse_norm(out))
             y = torch.lerp(h_.float(), out * inverse, rates)
             inverse_y.copy_(inverse_norm(y))
-            moved.copy_(y * inverse_y)
+            moved.copy_(y.mul_(inverse_y))
         ctx.save_for_backward(seen, output, rates, inverses, inverses_y)
         return moved_h
 
@@ -49,9 +50,9 @@ class _LerpTowards(torch.autograd.Function):
         seen, output, rates, *inverses = ctx.saved_tensors
         by_h, by_output, by_rates = torch.empty_like(grad), torch.empty_like(output), torch.zeros_like(rates)
         for by_h_, by_out, g, h, out, inverse, inverse_y in row_parts(by_h, by_output, grad, seen, output, *inverses, axis=-2):
-            target = out * inverse
+            h, target = h.float(), out.float() * inverse
             way = target - h
-            by_y = through_norm(g.float(), torch.addcmul(h, rates, way) * inverse_y, inverse_y)
+            by_y = through_norm(g.float(), torch.addcmul(h, rates, way).mul_(inverse_y), inverse_y)
             by_rates += (by_y * way).flatten(0, -2).sum(0)
             by_target = by_y * rates
             torch.sub(by_y, by_target, out=by_h_)
@@ -96,4 +97,4 @@ class _SlerpTowards(torch.autograd.Function):
 def through_norm(grad: torch.Tensor, unit_vector: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     """The gradient by x from that by Norm(x), which lies along the sphere; `inverse` 1 / ‖x‖."""
     along = (grad * unit_vector).sum(-1, keepdim=True)
-    return torch.addcmul(grad, unit_vector, along, value=-1) * inverse
+    return torch.addcmul(grad, unit_vector, along, value=-1).mul_(inverse)
