@@ -20,11 +20,12 @@ class Passes(Protocol):
     def log_sum_exp(self, logits_NV: torch.Tensor) -> torch.Tensor:
         """log Σ exp of each token's logits, fp32 [N]."""
 
-    def to_gradient(self, logits_NV: torch.Tensor, targets_N: torch.Tensor, log_z_N: torch.Tensor, share: float) -> None:
-        """Replace the logits by (softmax − one-hot) · share."""
+    def softmax(self, logits_NV: torch.Tensor, log_z_N: torch.Tensor, share: float) -> None:
+        """Replace the logits by softmax · share."""
 
     def at_once(self, logits_NV: torch.Tensor, targets_N: torch.Tensor, share: float) -> torch.Tensor:
-        """Each token's loss, fp32 [N], nats, and the same replacement, of logits of the whole vocabulary: one exponential serves both."""
+        """Each token's loss, fp32 [N], nats, of logits of the whole vocabulary, which become (softmax − one-hot) · share: one exponential
+        serves both."""
 
 
 def losses_and_gradient(
@@ -33,9 +34,13 @@ def losses_and_gradient(
     """The loss of each token, fp32 [N], nats; the logits become (softmax − one-hot) · share."""
     if axis.size == 1:
         return passes.at_once(logits_NV, targets_N, share)
-    found, log_z = losses(logits_NV, targets_N, axis, passes)
-    passes.to_gradient(logits_NV, targets_N, log_z, share)
-    return found
+    losses_N, log_z_N = losses(logits_NV, targets_N, axis, passes)
+    if logits_NV.shape[1]:
+        passes.softmax(logits_NV, log_z_N, share)
+        here, places = _places(logits_NV, targets_N)
+        at_targets_N1 = (torch.expm1(-losses_N) * share).to(logits_NV.dtype).unsqueeze(1)
+        logits_NV.scatter_(1, places, torch.where(here.unsqueeze(1), at_targets_N1, logits_NV.gather(1, places)))
+    return losses_N
 
 
 def losses(logits_NV: torch.Tensor, targets_N: torch.Tensor, axis: Axis, passes: Passes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,14 +61,10 @@ class _Chunked:
     def log_sum_exp(self, logits_NV: torch.Tensor) -> torch.Tensor:
         return torch.cat([_log_sum_exp(part) for (part,) in row_parts(logits_NV)])
 
-    def to_gradient(self, logits_NV: torch.Tensor, targets_N: torch.Tensor, log_z_N: torch.Tensor, share: float) -> None:
-        if logits_NV.shape[1] == 0:
-            return
-        here, places = _places(logits_NV, targets_N)
-        minus_N1 = torch.where(here, -share, 0.0).unsqueeze(1)
-        for logits, log_z, place, minus in row_parts(logits_NV, log_z_N.unsqueeze(1), places, minus_N1):
+    def softmax(self, logits_NV: torch.Tensor, log_z_N: torch.Tensor, share: float) -> None:
+        for logits, log_z in row_parts(logits_NV, log_z_N.unsqueeze(1)):
             soft = logits.float()  # of fp32 logits, these themselves
-            soft.sub_(log_z).exp_().mul_(share).scatter_add_(1, place, minus)
+            soft.sub_(log_z).exp_().mul_(share)
             if soft is not logits:
                 logits.copy_(soft)
 
@@ -85,7 +86,7 @@ class _Fused:
     """Each pass compiled."""
 
     def __init__(self):
-        self.log_sum_exp, self.to_gradient, self.at_once = (when_called(f) for f in (_log_sum_exp, _to_gradient, _at_once))
+        self.log_sum_exp, self.softmax, self.at_once = (when_called(f) for f in (_log_sum_exp, _softmax, _at_once))
 
 
 _compiled = cache(_Fused)
@@ -95,10 +96,8 @@ def _log_sum_exp(logits_NV: torch.Tensor) -> torch.Tensor:
     return torch.logsumexp(logits_NV.float(), 1)
 
 
-def _to_gradient(logits_NV: torch.Tensor, targets_N: torch.Tensor, log_z_N: torch.Tensor, share: float) -> None:
-    soft = torch.exp(logits_NV.float() - log_z_N.unsqueeze(1))
-    hit = torch.arange(logits_NV.shape[1], device=logits_NV.device) == targets_N.unsqueeze(1)
-    logits_NV.copy_((soft - hit.float()) * share)
+def _softmax(logits_NV: torch.Tensor, log_z_N: torch.Tensor, share: float) -> None:
+    logits_NV.copy_(torch.exp(logits_NV.float() - log_z_N.unsqueeze(1)) * share)
 
 
 def _at_once(logits_NV: torch.Tensor, targets_N: torch.Tensor, share: float) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from benchmarks.machine import peak_bytes
-from megatron_ngpt.parallel import head_loss, row_parts
+from megatron_ngpt.parallel import cross_entropy, head_loss, row_parts
 from megatron_ngpt.parallel.grid import Axis, make_grid
 from tests.on_ranks import on_ranks
 from tests.parallel.test_vocabulary import VOCABULARIES, entries_here
@@ -54,6 +54,26 @@ def test_losses_over_a_split_vocabulary(ranks):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_losses_in_chunks_of_a_few_tokens(ranks):
     on_ranks(ranks, check, VOCABULARIES, 10)
+
+
+def check_bf16(compiled):
+    """Every place of the gradient is rounded once, its own target's and those of ranks that have it elsewhere."""
+    axis = make_grid(tensor=dist.get_world_size()).tensor
+    generator = torch.Generator().manual_seed(6)
+    for entries in VOCABULARIES:
+        logits = (4 * torch.randn(40, entries, generator=generator)).bfloat16()
+        targets = torch.randint(0, entries, (40,), generator=generator)
+        first, count = entries_here(entries, axis)
+        wanted = (logits.double().softmax(1) - F.one_hot(targets, entries)) / 3
+        found = logits[:, first : first + count].clone()
+        cross_entropy.losses_and_gradient(found, targets - first, 1 / 3, axis, cross_entropy.passes(compiled))
+        torch.testing.assert_close(found.double(), wanted[:, first : first + count], rtol=1.01 * 2**-8, atol=2e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_gradient_over_bf16_logits(ranks, compiled):
+    on_ranks(ranks, check_bf16, compiled, seconds=200)
 
 
 @pytest.mark.heavy
