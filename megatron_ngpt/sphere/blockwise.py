@@ -77,6 +77,7 @@ def _blocks(length: int, places: list[tuple[int, torch.Tensor]]) -> list[tuple[i
     found, at = [], 0
     for start, piece in sorted(places, key=lambda place: place[0]):
         found += [(start - at, None)] if start > at else []
-        found += [(rows.numel(), rows) for rows in piece.split(max(1, _BLOCK_BYTES // (4 * piece.shape[1])))]
+        parts = min(piece.shape[0], max(1, round(4 * piece.numel() / _BLOCK_BYTES)))
+        found += [(rows.numel(), rows) for rows in piece.tensor_split(parts)]
         at = start + piece.numel()
     return found + ([(length - at, None)] if length > at else [])
