@@ -28,7 +28,7 @@ def moving(weights: HeldWeights) -> tuple[BlockwiseAdamW, list[torch.Tensor]]:
     """An optimiser over the buffers, each a group with its own decay, that rescales what it moves; and the blocks it has handed on."""
     groups = [{"params": [buffer], "weight_decay": 0.1 * number} for number, buffer in enumerate(weights.buffers)]
     optimizer, handed = BlockwiseAdamW(groups, **OPTIONS), []
-    renormaliser = Renormaliser(weights.shards, RankGrid())
+    renormaliser = Renormaliser(dict(reversed(weights.shards.items())), RankGrid())  # not in the order of the buffers
 
     def moved(rows: torch.Tensor) -> None:
         handed.append(rows.clone())
