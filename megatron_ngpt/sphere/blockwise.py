@@ -52,7 +52,7 @@ class BlockwiseAdamW(torch.optim.AdamW):
     def _update(self, group: dict, held: tuple[list[torch.Tensor], ...], steps: list[torch.Tensor]) -> None:
         """One of weights, gradients and both moments, and their counts of steps."""
         vetoed = getattr(self, "found_inf", None)
-        torch._foreach_add_(steps, 1 if vetoed is None else 1 - vetoed)
+        torch._foreach_add_(steps, 1 if vetoed is None else [1 - vetoed] * len(steps))  # one tensor would be read as a number
         update = partial(
             torch._fused_adamw_, max_exp_avg_sqs=[], lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1],
             weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False, maximize=False, found_inf=vetoed,
